@@ -1,0 +1,77 @@
+"""The device interface: a fixed number of bytes that can be read, and perhaps written.
+
+A device is small on purpose: cache and overlay are devices around a device, and
+the NBD server checks every range once (``0 <= offset``, ``0 < length``,
+``offset + length <= size``, writable), so devices never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Extent(NamedTuple):
+    """A run of bytes of one kind. ``zero`` reads as zeros; ``hole`` is not allocated."""
+
+    length: int
+    hole: bool
+    zero: bool
+
+
+class Device(Protocol):
+    """A block device. All methods may be called from several threads at once.
+
+    Errors are the package's own; the server turns them into errno values.
+    """
+
+    @property
+    def size(self) -> int:
+        """The size in bytes, fixed for the device's life."""
+        ...
+
+    @property
+    def writable(self) -> bool:
+        """Whether write, zero and trim may be called."""
+        ...
+
+    def read_views(self, offset: int, length: int) -> Sequence[memoryview]:
+        """Return the range as views, in order, without copying where possible.
+
+        This is the read that the wire uses: the views of a warm device lie in the
+        cache's mapping and go to ``sendmsg`` as they are. They stay valid until the
+        caller drops them.
+        """
+        ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset``."""
+        ...
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write ``data`` at ``offset``; durable only after ``flush``."""
+        ...
+
+    def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Make the range read as zeros; ``may_trim`` allows it to become a hole."""
+        ...
+
+    def trim(self, offset: int, length: int) -> None:
+        """The contents are no longer needed; the range then reads as zeros here."""
+        ...
+
+    def flush(self) -> None:
+        """Return once every write that returned before is durable."""
+        ...
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe exactly the range, in order, neighbours of one kind merged."""
+        ...
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Advice that the range will be read soon (NBD CACHE); may do nothing."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds; idempotent. Views handed out stay valid."""
+        ...
