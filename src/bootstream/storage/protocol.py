@@ -132,7 +132,7 @@ class StorageObject(Protocol):
         ...
 
     def stat(self) -> ObjectStat:
-        """Raises ObjectNotFound when it does not exist."""
+        """Return what is known of it. Raises ObjectNotFound when it does not exist."""
         ...
 
     def size(self) -> int:
