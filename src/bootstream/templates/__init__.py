@@ -1,1 +1,1 @@
-"""."""
+"""Templates: built, published, tagged, listed, deleted, collected."""
