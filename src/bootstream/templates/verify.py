@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bootstream.chunks.index import Index
 from bootstream.chunks.reader import load_index, verify_artifact
 from bootstream.errors import Corrupt, NotFound
 from bootstream.progress import NO_PROGRESS, Progress
 from bootstream.storage.protocol import StorageProvider
-from bootstream.templates.manifest import Manifest
+from bootstream.templates.manifest import Artifact, Manifest
 from bootstream.templates.names import dependent_path
 
 
@@ -42,29 +43,7 @@ def verify_build(
             )
     for name, artifact in manifest.artifacts.items():
         try:
-            index = load_index(
-                storage,
-                manifest.build_id,
-                name,
-                sha256=artifact.index_sha256,
-                size=artifact.index_size,
-            )
-            if index.size != artifact.size:
-                raise Corrupt(
-                    f"the index says {index.size} bytes, the manifest {artifact.size}",
-                    operation="verify",
-                    object=name,
-                )
-            undeclared = {p.build_id for p in index.packs} - {
-                manifest.build_id,
-                *manifest.depends_on,
-            }
-            if undeclared:
-                raise Corrupt(
-                    f"it reads from {min(undeclared)}, which the manifest does not name",
-                    operation="verify",
-                    object=name,
-                )
+            index = _sound_index(storage, manifest, name, artifact)
             report = verify_artifact(storage, index, name, threads=threads, progress=progress)
         except (Corrupt, NotFound) as error:
             result.problems.append(str(error))
@@ -73,3 +52,31 @@ def verify_build(
         result.chunks += report.chunks
         result.size += artifact.size
     return result
+
+
+def _sound_index(
+    storage: StorageProvider, manifest: Manifest, name: str, artifact: Artifact
+) -> Index:
+    """Load an index and compare it with what the manifest says of it."""
+    index = load_index(
+        storage,
+        manifest.build_id,
+        name,
+        sha256=artifact.index_sha256,
+        size=artifact.index_size,
+    )
+    if index.size != artifact.size:
+        raise Corrupt(
+            f"the index says {index.size} bytes, the manifest {artifact.size}",
+            operation="verify",
+            object=name,
+        )
+    known = {manifest.build_id, *manifest.depends_on}
+    undeclared = {pack.build_id for pack in index.packs} - known
+    if undeclared:
+        raise Corrupt(
+            f"it reads from {min(undeclared)}, which the manifest does not name",
+            operation="verify",
+            object=name,
+        )
+    return index
