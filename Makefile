@@ -1,0 +1,67 @@
+# Two targets matter: `make demo` runs the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Debian packages with the real servers and clients that the tests talk to.
+APT_PACKAGES := attr docker-registry e2fsprogs fio libcap2-bin libnbd-bin mmdebstrap nbdkit \
+	openssl python3-libnbd qemu-utils skopeo umoci zstd
+# One program of each, to see whether it is there.
+PROGRAMS := setfattr docker-registry mkfs.ext4 debugfs fio setcap nbdcopy mmdebstrap nbdkit \
+	openssl qemu-img skopeo umoci zstd
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: apt-packages demo test lint types layers check programs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/bootstream demo
+
+test: $(VENV)/.dev programs
+	$(BIN)/pytest -n auto --dist loadscope
+
+check: lint types layers
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+apt-packages:
+	@echo $(APT_PACKAGES)
+
+programs:
+	@missing=""; for program in $(PROGRAMS); do \
+		command -v $$program >/dev/null 2>&1 || missing="$$missing $$program"; done; \
+	/usr/bin/python3 -c 'import nbd' 2>/dev/null || missing="$$missing python3-libnbd"; \
+	if [ -n "$$missing" ]; then \
+		echo "The tests talk to real servers and clients; missing:$$missing. Install them with:"; \
+		echo "sudo apt-get update && sudo apt-get install -y --no-install-recommends $(APT_PACKAGES)"; \
+		exit 1; fi
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "Python's venv module is incomplete. Install it with:"; \
+		  echo "sudo apt-get update && sudo apt-get install -y python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c \
+		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' \
+		| sed 's/ //g')
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
