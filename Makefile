@@ -10,6 +10,8 @@ APT_PACKAGES := attr docker-registry e2fsprogs fio libcap2-bin libnbd-bin mmdebs
 PROGRAMS := setfattr docker-registry mkfs.ext4 debugfs fio setcap nbdcopy mmdebstrap nbdkit \
 	openssl qemu-img skopeo umoci zstd
 
+TEST_IMAGES := $(abspath $(VENV))/test-images
+export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: apt-packages demo test lint types layers check programs clean
@@ -18,6 +20,8 @@ demo: $(VENV)/.installed
 	$(BIN)/bootstream demo
 
 test: $(VENV)/.dev programs
+	@echo "Making a Debian image to test with, unless it is there already" && \
+		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null
 	$(BIN)/pytest -n auto --dist loadscope
 
 check: lint types layers
