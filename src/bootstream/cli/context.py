@@ -1,0 +1,99 @@
+"""What every verb has at hand: settings, the store, progress, and how to speak."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import click
+
+from bootstream.cli.interrupt import Interruption
+from bootstream.cli.output import say
+
+if TYPE_CHECKING:
+    from bootstream.cli.progress import Silent
+    from bootstream.config import Settings
+    from bootstream.storage.protocol import StorageProvider
+    from bootstream.templates.catalogue import Catalogue
+
+
+class Cli:
+    """One invocation of the command line."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.verbose = 0
+        self.debug = False
+        self.store: str | None = None
+        self.verb: str | None = None
+        self.interruption = Interruption()
+        self._progress: Silent | None = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The environment, with ``--store`` in the place of its variable."""
+        from bootstream.config import Settings  # noqa: PLC0415 - not needed for --help
+
+        environ = dict(os.environ)
+        if self.store is not None:
+            environ["LOCAL_TEMPLATE_STORAGE_BASE_PATH"] = self.store
+        return Settings.from_environment(environ)
+
+    @cached_property
+    def storage(self) -> StorageProvider:
+        """The store."""
+        from bootstream.wiring import open_storage  # noqa: PLC0415 - not needed for --help
+
+        return open_storage(self.settings)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What the store holds."""
+        from bootstream.templates.catalogue import Catalogue  # noqa: PLC0415 - as above
+
+        return Catalogue(self.storage)
+
+    @contextmanager
+    def job(self) -> Iterator[Silent]:
+        """Yield progress for work that takes a while and can be interrupted."""
+        with self.interruption, self._make_progress() as progress:
+            self._progress = progress
+            try:
+                yield progress
+            finally:
+                self._progress = None
+
+    def _make_progress(self) -> Silent:
+        from bootstream.cli.progress import Bars, Lines, Silent  # noqa: PLC0415 - not for --help
+
+        check = self.interruption.check
+        if self.quiet:
+            return Silent(check)
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            return Bars(check)
+        return Lines(check, say) if self.verbose else Silent(check)
+
+    def tell(self, message: str) -> None:
+        """Say what was done, for people: on stderr if it is a terminal or with ``-v``."""
+        if self.quiet or not (sys.stderr.isatty() or self.verbose):
+            return
+        self.print_line(message)
+
+    def warn(self, message: str) -> None:
+        """Say what somebody must know, unless ``--quiet``."""
+        if not self.quiet:
+            self.print_line(f"warning: {message}")
+
+    def print_line(self, message: str) -> None:
+        """Write to stderr without breaking a progress bar."""
+        if self._progress is not None and sys.stderr.isatty():
+            self._progress.log(message)
+        else:
+            say(message)
+
+
+pass_cli = click.make_pass_decorator(Cli)

@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM during work that has something to clean up.
+
+The first signal asks: the next report of progress raises ``Cancelled`` in whichever
+thread makes it, so work stops between two steps and its context managers clean up.
+Work that does not report within a few seconds (it waits for a server) has
+``KeyboardInterrupt`` raised in the main thread. A second signal kills at once; what
+is left then is collected by a later run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from bootstream.errors import Cancelled
+
+PATIENCE_SECONDS = 3.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class Interruption:
+    """While entered, in the main thread, signals ask for an end; otherwise it does nothing.
+
+    ``signum`` is the signal that came, None while none did.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._noticed = False
+        self._previous: dict[int, _Handler] = {}
+
+    def check(self) -> None:
+        """Raise Cancelled once somebody asked for an end."""
+        if self.signum is not None:
+            self._noticed = True
+            raise Cancelled("it was interrupted")
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+                    self._previous[signum] = signal.signal(signum, self._asked)
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._lost_patience)
+        return self
+
+    def _asked(self, signum: int, _frame: FrameType | None) -> None:
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        self.signum = signum
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+
+    def _lost_patience(self, _signum: int, _frame: FrameType | None) -> None:
+        if not self._noticed:
+            self._noticed = True
+            raise KeyboardInterrupt
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
