@@ -5,6 +5,8 @@ thread makes it, so work stops between two steps and its context managers clean 
 Work that does not report within a few seconds (it waits for a server) has
 ``KeyboardInterrupt`` raised in the main thread. A second signal kills at once; what
 is left then is collected by a later run.
+
+Work that lasts until somebody ends it (an export, a mount) waits here for the signal.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Interruption:
         self.signum: int | None = None
         self._noticed = False
         self._previous: dict[int, _Handler] = {}
+        self._pipe: tuple[int, int] | None = None
 
     def check(self) -> None:
         """Raise Cancelled once somebody asked for an end."""
@@ -40,8 +43,15 @@ class Interruption:
             self._noticed = True
             raise Cancelled("it was interrupted")
 
+    def wait(self) -> None:
+        """Return once a signal asked for an end; in the main thread, while entered."""
+        assert self._pipe is not None
+        os.read(self._pipe[0], 1)
+        self._noticed = True
+
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
             for signum in _SIGNALS:
                 if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
                     self._previous[signum] = signal.signal(signum, self._asked)
@@ -54,6 +64,8 @@ class Interruption:
             os.kill(os.getpid(), signum)
             return
         self.signum = signum
+        assert self._pipe is not None
+        os.write(self._pipe[1], b"!")
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
     def _lost_patience(self, _signum: int, _frame: FrameType | None) -> None:
@@ -72,3 +84,7 @@ class Interruption:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
+        if self._pipe is not None:
+            for descriptor in self._pipe:
+                os.close(descriptor)
+            self._pipe = None
