@@ -6,6 +6,7 @@ import errno
 import os
 import pkgutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import bootstream
 from bootstream import errors
 from bootstream.cli import errors as cli_errors
 from bootstream.cli.context import Cli
-from bootstream.testing.cli import CommandLine
+from bootstream.testing.cli import COMMAND, CommandLine
 
 CODES = {
     errors.BootstreamError: 1,
@@ -87,13 +88,12 @@ def test_error_says_operation_object_message_and_remedy(
 def test_defects_are_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     """An unexpected exception shows no traceback without --debug, and one with it."""
     cli = Cli()
-    try:
+    with pytest.raises(ZeroDivisionError) as raised:
         raise ZeroDivisionError("by nought")
-    except ZeroDivisionError as error:
-        assert cli_errors.report(error, cli) == 70
-        quiet = capsys.readouterr().err
-        cli.debug = True
-        assert cli_errors.report(error, cli) == 70
+    assert cli_errors.report(raised.value, cli) == 70
+    quiet = capsys.readouterr().err
+    cli.debug = True
+    assert cli_errors.report(raised.value, cli) == 70
     assert quiet.startswith("error: unexpected ZeroDivisionError: by nought\n  remedy: ")
     assert "--debug" in quiet
     assert "Traceback" not in quiet
@@ -118,7 +118,12 @@ def test_broken_pipe_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage(tmp_path: Path) -> None:
     """Wrong usage names the verb and where its help is."""
     cli = CommandLine(tmp_path)
-    for arguments in (("nonsense",), ("ls", "--nonsense"), ("tag", "one"), ("gc", "--older-than", "x")):
+    for arguments in (
+        ("nonsense",),
+        ("ls", "--nonsense"),
+        ("tag", "one"),
+        ("gc", "--older-than", "x"),
+    ):
         result = cli(*arguments)
         assert (result.code, result.stdout) == (2, "")
         assert result.stderr.startswith("error: bootstream")
@@ -127,10 +132,6 @@ def test_usage(tmp_path: Path) -> None:
 
 def test_full_stdout_is_an_error(tmp_path: Path) -> None:
     """A full disk behind stdout is not taken for success."""
-    import subprocess
-
-    from bootstream.testing.cli import COMMAND
-
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [*COMMAND, "--help"],
