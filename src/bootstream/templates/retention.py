@@ -36,13 +36,10 @@ def superfluous(
         )
     if keep_last is not None and keep_last < 0:
         raise InvalidInput("a count cannot be negative", operation="prune", object=str(keep_last))
+    older = builds[: max(0, len(builds) - (keep_last or 0))]
     patterns = {DEFAULT_TAG, *keep_tags}
-    newest = {b.manifest.build_id for b in builds[len(builds) - (keep_last or 0) :]}
-    if keep_last is not None and keep_last >= len(builds):
-        return []
     return [
         build
-        for build in builds
-        if build.manifest.build_id not in newest
-        and not any(fnmatchcase(tag, pattern) for tag in build.tags for pattern in patterns)
+        for build in older
+        if not any(fnmatchcase(tag, pattern) for tag in build.tags for pattern in patterns)
     ]
