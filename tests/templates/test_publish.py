@@ -265,6 +265,32 @@ def test_builder_that_was_taken_over_stops(storage: MemoryStorageProvider) -> No
     assert Catalogue(storage).builds() == []
 
 
+def test_builder_taken_over_from_afar_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat that is old for the storage's clock is taken over; the manifest stays."""
+    storage = MemoryStorageProvider()
+    with pytest.raises(Conflict), start(storage) as session:
+        tomorrow = replace(storage.details(), now=datetime.now(UTC) + timedelta(days=1))
+        monkeypatch.setattr(storage, "details", lambda: tomorrow)
+        assert collect(storage, older_than=timedelta(hours=1)).taken_over == [session.build_id]
+        session.publish(draft(session))
+    assert objects(storage) == [manifest_path(session.build_id)]
+    week = replace(tomorrow, now=tomorrow.now + timedelta(days=8))
+    assert collect(storage).builds == []
+    monkeypatch.setattr(storage, "details", lambda: week)
+    collect(storage)
+    assert objects(storage) == []
+
+
+def test_lost_answers_do_not_lose_the_build(storage: MemoryStorageProvider) -> None:
+    """A renewal or manifest that was stored although its answer was lost is recognised."""
+    with start(storage) as session:
+        body = session._body
+        storage.open_object(heartbeat_path(session.build_id)).put(body)  # another etag, our bytes
+        assert session._renew()
+        session.publish(draft(session))
+    assert read_published(storage, session.build_id)
+
+
 def test_builder_wins_against_a_late_collector(storage: MemoryStorageProvider) -> None:
     """If the manifest is there first, collection leaves the build alone."""
     build = make(storage)

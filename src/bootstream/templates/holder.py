@@ -57,9 +57,9 @@ class Holder:
             start_time=_start_time(os.getpid()),
         )
 
-    def to_json(self) -> bytes:
-        """Serialise for the body of a heartbeat or lease."""
-        return json.dumps(asdict(self)).encode()
+    def to_json(self, **more: str) -> bytes:
+        """Serialise for the body of a heartbeat or lease, with further fields."""
+        return json.dumps(asdict(self) | more).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Holder | None:

@@ -24,6 +24,7 @@ collection; nothing of it shows in a listing.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -33,10 +34,13 @@ from bootstream.errors import (
     AlreadyExists,
     BootstreamError,
     Conflict,
+    Corrupt,
     InvalidInput,
+    NotFound,
     PreconditionFailed,
     Unavailable,
 )
+from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.holder import Holder, Renewal
 from bootstream.templates.manifest import Manifest, read_manifest, read_published
@@ -91,7 +95,7 @@ class BuildSession:
                 object=details.identity,
                 remedy="publish to a storage that honours If-None-Match",
             )
-        self._body = Holder.current(node_id).to_json()
+        self._body = Holder.current(node_id).to_json(token=secrets.token_hex(8))
         self._heartbeat = storage.open_object(heartbeat_path(build_id))
         self._etag = self._claim()
         self._renewal = Renewal(
@@ -109,7 +113,10 @@ class BuildSession:
         try:
             etag = self._heartbeat.put(self._body, if_none_match=True)
         except AlreadyExists:
-            raise taken from None
+            ours = self._our_etag()  # a retried request may have lost its answer
+            if ours is None:
+                raise taken from None
+            etag = ours
         # The manifest is looked for after the claim: a builder that published just
         # now has removed its heartbeat after its manifest was there.
         if self.storage.open_object(manifest_path(self.build_id)).exists():
@@ -117,11 +124,22 @@ class BuildSession:
             raise taken
         return etag
 
+    def _our_etag(self) -> str | None:
+        """Return the heartbeat's etag if it is still this session's."""
+        try:
+            body, etag = read_small(self._heartbeat, len(self._body))
+        except (NotFound, Corrupt):
+            return None
+        return etag if body == self._body else None
+
     def _renew(self) -> bool:
         try:
             self._etag = self._heartbeat.put(self._body, if_match=self._etag)
         except PreconditionFailed:
-            return False
+            ours = self._our_etag()
+            if ours is None:
+                return False
+            self._etag = ours
         return True
 
     def check(self) -> None:
@@ -152,6 +170,8 @@ class BuildSession:
             Conflict: collection was first; nothing is published.
         """
         self._renewal.stop()
+        if not self._renew():
+            self._lost.set()
         self.check()
         missing = set(manifest.depends_on) - self._marks
         if missing:

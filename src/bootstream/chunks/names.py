@@ -1,0 +1,50 @@
+"""The names of a build's large objects, and what may name a build or an artifact."""
+
+from __future__ import annotations
+
+import re
+
+from bootstream.errors import InvalidInput
+
+_BUILD_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ARTIFACT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_RESERVED = frozenset({"heartbeat", "manifest.json"})
+
+
+def validate_build_id(text: str) -> str:
+    """Return ``text`` if it is a UUID in lower case; raises InvalidInput."""
+    if _BUILD_ID.fullmatch(text) is None:
+        raise InvalidInput(
+            "this is not a build id",
+            operation="read build id",
+            object=ascii(text)[:80],
+            remedy="build ids are UUIDs in lower case, as 'bootstream build' prints them",
+        )
+    return text
+
+
+def validate_artifact(text: str) -> str:
+    """Return ``text`` if it may name an artifact; raises InvalidInput."""
+    if _ARTIFACT.fullmatch(text) is None or text.endswith((".pack", ".index")) or text in _RESERVED:
+        raise InvalidInput(
+            "this cannot name an artifact",
+            operation="read artifact name",
+            object=ascii(text)[:80],
+            remedy="use names such as rootfs.ext4, memfile, snapfile",
+        )
+    return text
+
+
+def artifact_path(build_id: str, artifact: str) -> str:
+    """The raw form: the artifact's own bytes."""
+    return f"{validate_build_id(build_id)}/{validate_artifact(artifact)}"
+
+
+def pack_path(build_id: str, artifact: str) -> str:
+    """The build's own frames, end to end."""
+    return artifact_path(build_id, artifact) + ".pack"
+
+
+def index_path(build_id: str, artifact: str) -> str:
+    """Where every chunk of the artifact is."""
+    return artifact_path(build_id, artifact) + ".index"
