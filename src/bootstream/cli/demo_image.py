@@ -31,7 +31,7 @@ class _Layer:
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - finish()
         self._folders: set[str] = set()
 
     def folder(self, name: str, mode: int = 0o755) -> None:

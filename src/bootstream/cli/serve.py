@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 import click
 
 from bootstream import wiring
-from bootstream.block.cache import NodeCache
-from bootstream.block.device import Device
-from bootstream.block.overlay import Overlay
 from bootstream.cli.base import REF, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.errors import InvalidInput
-from bootstream.nbd.server import Server
+from bootstream.nbd.server import Export, Server
 from bootstream.templates.build import ROOTFS
 from bootstream.templates.leases import Lease
+
+if TYPE_CHECKING:
+    from bootstream.block.cache import NodeCache
+    from bootstream.block.device import Device
+    from bootstream.cli.interrupt import Interruption
+    from bootstream.templates.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,9 @@ class Served:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep what is written to the default export in FILE.",
 )
-@click.option("--ready-fd", metavar="N", type=int, help="Write a newline to this descriptor when it listens.")
+@click.option(
+    "--ready-fd", metavar="N", type=int, help="Write a newline to this descriptor when it listens."
+)
 @click.option("--name", help="Export name of the first REF.")
 @pass_cli
 def serve(
@@ -66,7 +70,7 @@ def serve(
     ready_fd: int | None,
     name: str | None,
 ) -> None:
-    """Serve templates as block devices over NBD.
+    r"""Serve templates as block devices over NBD.
 
     \b
     Exports:
@@ -93,4 +97,114 @@ def serve(
         else:
             os.write(ready_fd, b"\n")
             os.close(ready_fd)
-        cli.interruption.wait()
+        wait_for_end(cli.interruption)
+
+
+def _check_descriptor(number: int) -> None:
+    """Refuse a descriptor that the caller did not pass, before anything is served."""
+    try:
+        os.fstat(number)
+    except OSError as error:
+        raise InvalidInput(
+            "no such descriptor was passed",
+            operation="serve --ready-fd",
+            object=str(number),
+            remedy="open it in the parent and let the child inherit it",
+        ) from error
+
+
+def wait_for_end(interruption: Interruption) -> None:
+    """Return once Ctrl-C or SIGTERM came, which for a server is the regular end."""
+    interruption.wait()
+    interruption.signum = None
+
+
+@contextmanager
+def serving(cli: Cli, wanted: Served) -> Iterator[str]:
+    """Serve while the block lasts; yield the default export's URI.
+
+    Undone in the opposite order: the server stops before its devices are closed, devices
+    before the cache, and the leases go last.
+    """
+    with ExitStack() as stack:
+        cache = stack.enter_context(closing(wiring.open_node_cache(cli.settings)))
+        exports = _Exports(cli, wanted, cache, stack)
+        for number, ref in enumerate(wanted.refs):
+            exports.add(ref, first=number == 0)
+        server = Server(exports.by_name, default=exports.default)
+        stack.callback(server.close)
+        if wanted.socket is not None:
+            uri = server.listen_unix(wanted.socket)
+        else:
+            uri = server.listen_tcp(*parse_address(wanted.tcp or ""))
+        server.start()
+        yield uri
+
+
+class _Exports:
+    """The exports of one server: each build held by a lease, each name on a device."""
+
+    def __init__(self, cli: Cli, wanted: Served, cache: NodeCache, stack: ExitStack) -> None:
+        self._cli = cli
+        self._wanted = wanted
+        self._cache = cache
+        self._stack = stack
+        self.by_name: dict[str, Export] = {}
+        self.default = ""
+
+    def add(self, ref: str, *, first: bool) -> None:
+        """Add the exports of one build: its root file system, and every artifact."""
+        name = self._wanted.name if first and self._wanted.name is not None else ref
+        manifest = self._hold(ref)
+        main = self._device(manifest, ROOTFS)
+        wanted = self._wanted
+        writable = first if wanted.overlay is not None else not wanted.read_only
+        device = self._over(manifest, ROOTFS, main, self._wanted.overlay) if writable else main
+        self._put(name, device, f"{manifest.template_id} {manifest.build_id} {ROOTFS}")
+        if first:
+            self.default = name
+        for artifact in manifest.artifacts:
+            base = main if artifact == ROOTFS else self._device(manifest, artifact)
+            alone = not self._wanted.read_only and self._wanted.overlay is None
+            device = self._over(manifest, artifact, base, None) if alone else base
+            description = f"{manifest.template_id} {manifest.build_id} {artifact}"
+            self._put(f"{name}/{artifact}", device, description)
+
+    def _hold(self, ref: str) -> Manifest:
+        """Take a lease; it is checked again under the lease, so nothing was collected."""
+        settings, storage = self._cli.settings, self._cli.storage
+        build_id = self._cli.catalogue.resolve(ref).build_id
+        return self._stack.enter_context(Lease(storage, build_id, settings.node_id)).manifest
+
+    def _device(self, manifest: Manifest, artifact: str) -> Device:
+        device = wiring.open_device(self._cli.storage, self._cache, manifest, artifact)
+        return self._stack.enter_context(closing(device))
+
+    def _over(self, manifest: Manifest, artifact: str, base: Device, path: Path | None) -> Device:
+        overlay = wiring.open_overlay(
+            self._cli.settings, base, path, manifest=manifest, artifact=artifact
+        )
+        return self._stack.enter_context(closing(overlay))
+
+    def _put(self, name: str, device: Device, description: str) -> None:
+        if name in self.by_name:
+            raise InvalidInput(
+                "two exports would have this name",
+                operation="serve",
+                object=name,
+                remedy="name every template once, or give the first one another --name",
+            )
+        self.by_name[name] = Export(device, description)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT`` or ``[HOST]:PORT``; raises InvalidInput."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise InvalidInput(
+            "it is not HOST:PORT",
+            operation="read --tcp",
+            object=text,
+            remedy="write e.g. 127.0.0.1:10809, or 127.0.0.1:0 for a free port",
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
