@@ -123,9 +123,9 @@ class _Collection:
         progressed = True
         while progressed:  # a child that goes may free its ancestors
             self.result.held.clear()
-            gone = {build for build in sorted(waiting) if self._collect(build, listing)}
-            waiting -= gone
-            progressed = bool(gone)
+            settled = {build for build in sorted(waiting) if self._collect(build, listing)}
+            waiting -= settled
+            progressed = bool(settled)
         self._collect_memberships(listing)
         self.result.uploads = self.storage.collect_uploads(
             self.older_than, dry_run=self.result.dry_run
@@ -155,7 +155,10 @@ class _Collection:
     # -- one build ------------------------------------------------------------------------
 
     def _collect(self, build_id: str, listing: _Listing) -> bool:
-        """Collect one build if its state and holders allow; tell whether it went."""
+        """Collect one build if its state and holders allow; tell whether it is settled.
+
+        Settled is what went and what is published; the rest may go once a child has gone.
+        """
         objects = listing.builds.get(build_id, [])
         try:
             manifest, _ = read_manifest(self.storage, build_id)
@@ -165,7 +168,7 @@ class _Collection:
             manifest = taken_over(build_id, self.now)
         if manifest.state == "published":
             self._remove_leftover_heartbeat(build_id, objects)
-            return False
+            return True
         if build_id not in self.result.taken_over and not self._is_old(
             manifest.deleted or manifest.created
         ):
