@@ -93,6 +93,19 @@ def test_writes_go_to_an_overlay(cli: CommandLine, tmp_path: Path) -> None:
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", line, str(cli.folder / "expected"))
 
 
+def test_fio_verifies_what_it_writes(cli: CommandLine, tmp_path: Path) -> None:
+    """Random writes over an overlay, read back and checked by fio; the base is unchanged."""
+    with running(cli, "serve", "demo:1", "--socket", tmp_path / "s") as (_, line):
+        run(
+            "fio", "--name=verify", "--ioengine=nbd", f"--uri={line}", "--rw=randwrite",
+            "--bsrange=512-128k", "--bs_unaligned", "--size=8M", "--iodepth=16",
+            "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randseed=3",
+        )  # fmt: skip
+    assert cli.json("verify", "demo:1")["ok"]
+    cli.ok("export", "demo:1", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (cli.folder / "expected").read_bytes()
+
+
 def test_overlay_file_is_kept(cli: CommandLine, tmp_path: Path) -> None:
     """--overlay continues where it was; other exports refuse writes."""
     arguments = ("serve", "demo:1", "--socket", tmp_path / "s", "--overlay", tmp_path / "overlay")
