@@ -7,7 +7,7 @@ the NBD server checks every range once (``0 <= offset``, ``0 < length``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -17,6 +17,28 @@ class Extent(NamedTuple):
     length: int
     hole: bool
     zero: bool
+
+
+def merge_extents(extents: Iterable[Extent]) -> list[Extent]:
+    """Join neighbours of one kind and drop empty ones; the order stays."""
+    merged: list[Extent] = []
+    for extent in extents:
+        if not extent.length:
+            continue
+        if merged and merged[-1][1:] == extent[1:]:
+            merged[-1] = extent._replace(length=merged[-1].length + extent.length)
+        else:
+            merged.append(extent)
+    return merged
+
+
+def copy_views(views: Iterable[memoryview], buffer: memoryview) -> None:
+    """Fill ``buffer`` with views that are exactly as long together."""
+    position = 0
+    for view in views:
+        end = position + len(view)
+        buffer[position:end] = view
+        position = end
 
 
 class Device(Protocol):
@@ -41,6 +63,14 @@ class Device(Protocol):
         This is the read that the wire uses: the views of a warm device lie in the
         cache's mapping and go to ``sendmsg`` as they are. They stay valid until the
         caller drops them.
+        """
+        ...
+
+    def read_warm(self, offset: int, length: int) -> Sequence[memoryview] | None:
+        """Return what ``read_views`` would, or None if that would wait for storage.
+
+        The server answers warm requests where it parsed them, and hands the others to
+        a worker. A disk of this host counts as warm.
         """
         ...
 
