@@ -264,7 +264,8 @@ class Superblock:
         per_block = self.block_size // self.descriptor_size
         table, within = divmod(group, per_block)
         if not self.incompat & INCOMPAT_META_BG or table < self.first_meta_group:
-            block = self.first_data_block + 1 + table
+            # After the superblock, which is in block 1 where blocks have 1 KiB, else in block 0.
+            block = _SUPERBLOCK_OFFSET // self.block_size + 1 + table
         else:
             first = table * per_block
             block = self.first_data_block + first * self.blocks_per_group
