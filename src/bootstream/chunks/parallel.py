@@ -19,6 +19,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def io_threads() -> int:
+    """How many threads to read a store with: enough to wait for answers on few cores."""
+    return max(4, usable_cores())
+
+
 def check_threads(threads: int | None, default: int) -> int:
     """Return the number of threads to use; raises InvalidInput for one that is none."""
     if threads is None:
