@@ -21,6 +21,11 @@ def validate_path(path: str) -> str:
     return path
 
 
+def is_valid_path(path: str) -> bool:
+    """Tell whether ``validate_path`` would take it."""
+    return _problem(path) is None
+
+
 def normalize_prefix(prefix: str) -> str:
     """Return ``""``, or the prefix with one ``/`` at its end; raises InvalidInput."""
     if prefix == "":
