@@ -1,0 +1,395 @@
+"""Images in registries, by the OCI distribution specification 1.1 ("Pull").
+
+Manifests are asked for by tag or digest and always read anew; configurations and
+layers come by digest and go through the blob cache. A download goes on where it
+was cut, also by a process that died, with a Range request; a server that ignores
+it starts over. Every byte is hashed as it comes.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from bootstream.errors import BootstreamError, Cancelled, Corrupt, ImageNotFound, Unavailable
+from bootstream.images.auth import Authenticator
+from bootstream.images.cache import BlobCache, Partial
+from bootstream.images.challenge import parse_challenges
+from bootstream.images.compression import RawReader
+from bootstream.images.credentials import CredentialFile
+from bootstream.images.digest import digest_of, is_digest, split_digest, verify
+from bootstream.images.files import FileSlice, SharedFile, read_small
+from bootstream.images.manifest import ACCEPTED, MAX_MANIFEST, Descriptor
+from bootstream.images.reference import DOCKER_HUB, RegistryReference
+from bootstream.images.retry import Retry
+from bootstream.images.transport import (
+    Answer,
+    NotTls,
+    Origin,
+    Transport,
+    is_loopback,
+    status_error,
+)
+from bootstream.images.workers import Task, run_all
+from bootstream.progress import Progress
+
+_DOWNLOADS = 4
+_PIECE = 1 << 20
+_SIGN_IN_TRIES = 3
+_RESTARTS = 2
+_DOCKER_HUB_HOST = "registry-1.docker.io"
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+class RegistryClient:
+    """Requests to one repository of one registry. Thread safe.
+
+    Args:
+        reference: names registry and repository.
+        plain_http: speak http. Otherwise https, and http only to registries of this host
+            that do not speak TLS, as Docker does.
+        ca_file: certificates (PEM) to trust beside the system's.
+        credentials: the file to sign in from.
+    """
+
+    def __init__(
+        self,
+        reference: RegistryReference,
+        *,
+        plain_http: bool,
+        ca_file: str | None,
+        credentials: CredentialFile,
+    ) -> None:
+        self._reference = reference
+        self._transport = Transport(ca_file=ca_file)
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._base: str | None = None
+        self._auth: Authenticator | None = None
+        host = _DOCKER_HUB_HOST if reference.registry == DOCKER_HUB else reference.registry
+        self._host = host
+        if plain_http:
+            self._schemes = ["http"]
+        elif ca_file is None and is_loopback(Origin.of(f"https://{host}").host):
+            self._schemes = ["https", "http"]
+        else:
+            self._schemes = ["https"]
+
+    def get(
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        operation: str,
+        object: str,
+        verified: bool = False,
+    ) -> Answer:
+        """Send a GET to ``/v2/REPOSITORY/path``, signed in if asked; a success is returned.
+
+        Args:
+            path: below the repository.
+            headers: to send.
+            operation: for errors.
+            object: what is asked for, for errors.
+            verified: the content's digest will be checked, so any host may supply it.
+
+        Raises:
+            ImageNotFound, PermissionDenied, Throttled, Unavailable, InvalidInput: as the
+                answer says; one attempt only.
+        """
+        base, auth = self._endpoint(operation)
+        url = f"{base}/v2/{self._reference.repository}/{path}"
+        error: BootstreamError | None = None
+        for _ in range(_SIGN_IN_TRIES):
+            used = auth.authorization()
+            answer = self._transport.get(
+                url,
+                headers=headers,
+                authorization=used,
+                operation=operation,
+                allow_downgrade=verified,
+            )
+            if answer.status in (200, 206):
+                return answer
+            with answer:
+                error = status_error(answer, operation=operation, object=object)
+                challenges = parse_challenges(answer.headers("WWW-Authenticate"))
+                asked_by_registry = answer.status == 401 and answer.origin == Origin.of(url)
+            if not asked_by_registry or not auth.renew(challenges, used):
+                raise error
+        assert error is not None
+        raise error
+
+    def _endpoint(self, operation: str) -> tuple[str, Authenticator]:
+        """Return where requests go; the scheme is tried out once where there is a choice."""
+        with self._lock:
+            if self._base is None or self._auth is None:
+                scheme = self._schemes[-1] if len(self._schemes) == 1 else self._probe(operation)
+                self._base = f"{scheme}://{self._host}"
+                self._auth = Authenticator(
+                    Origin.of(self._base),
+                    self._reference.registry,
+                    self._reference.repository,
+                    credentials=self._credentials,
+                    transport=self._transport,
+                )
+            return self._base, self._auth
+
+    def _probe(self, operation: str) -> str:
+        try:
+            answer = self._transport.send(
+                "GET", f"https://{self._host}/v2/", headers={}, operation=operation
+            )
+        except Unavailable as error:
+            if not isinstance(error, NotTls) and not error.transient:
+                raise
+            answer = self._transport.send(
+                "GET", f"http://{self._host}/v2/", headers={}, operation=operation
+            )
+            with answer:
+                answer.drain()
+            return "http"
+        with answer:
+            answer.drain()
+        return "https"
+
+
+class RemoteSource:
+    """The ``BlobSource`` of a repository, through a cache."""
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        reference: RegistryReference,
+        cache: BlobCache,
+        *,
+        retry: Retry | None = None,
+    ) -> None:
+        self._client = client
+        self._reference = reference
+        self._cache = cache
+        self._retry = retry or Retry()
+
+    def root(self) -> tuple[bytes, str]:
+        """Return what the reference names, a manifest or an index, and its media type.
+
+        Raises:
+            ImageNotFound: there is no such repository, tag or digest.
+            Corrupt: it is not what a digest says.
+        """
+        return self._retry.run(
+            lambda: self._manifest(self._reference.version, str(self._reference)), time.sleep
+        )
+
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """See ``BlobSource``."""
+        if descriptor.size > MAX_MANIFEST:
+            raise _too_large(descriptor, self._name(descriptor), MAX_MANIFEST)
+        name = self._name(descriptor)
+        data, _ = self._retry.run(lambda: self._manifest(descriptor.digest, name), time.sleep)
+        return data
+
+    def _manifest(self, version: str, name: str) -> tuple[bytes, str]:
+        headers = {"Accept": ", ".join(ACCEPTED)}
+        with self._client.get(
+            f"manifests/{version}", headers=headers, operation="read manifest", object=name
+        ) as answer:
+            data = answer.read_all(MAX_MANIFEST)
+            media_type = answer.header("Content-Type") or ""
+            promised = answer.header("Docker-Content-Digest")
+        if is_digest(version):
+            promised = version
+        if promised is not None and is_digest(promised):
+            verify(data, promised, what=name)
+        return data, media_type
+
+    def read(self, descriptor: Descriptor, limit: int) -> bytes:
+        """See ``BlobSource``."""
+        if descriptor.size > limit:
+            raise _too_large(descriptor, self._name(descriptor), limit)
+        file = self._reach(descriptor)
+        data = read_small(file, 0, file.size, limit)
+        if digest_of(data, split_digest(descriptor.digest)[0]) != descriptor.digest:
+            self._cache.remove(descriptor.digest)  # damaged on disk: it comes anew
+            file = self._reach(descriptor)
+            data = read_small(file, 0, file.size, limit)
+        return verify(data, descriptor.digest, what=self._name(descriptor))
+
+    def open(self, descriptor: Descriptor) -> RawReader:
+        """See ``BlobSource``; downloads it first if it is not in the cache."""
+        return FileSlice(self._reach(descriptor))
+
+    def _reach(self, descriptor: Descriptor) -> SharedFile:
+        """Return a blob's file; brings it into the cache if need be."""
+        never = threading.Event()
+        for _ in range(3):  # between download and use it may be evicted
+            file = self._cache.find(descriptor)
+            if file is not None:
+                return file
+            self._bring(descriptor, lambda _: None, never)
+        raise Unavailable(
+            "the blob vanishes from the cache as soon as it is there",
+            operation="open",
+            object=self._name(descriptor),
+        )
+
+    def fetch(self, descriptors: Sequence[Descriptor], progress: Progress) -> None:
+        """Download what the cache lacks, a few at a time."""
+
+        def advance(amount: int) -> None:
+            progress.advance("pull", amount)
+
+        def task(descriptor: Descriptor) -> Task:
+            return lambda stop: self._bring(descriptor, advance, stop)
+
+        tasks = [task(descriptor) for descriptor in descriptors]
+        run_all(tasks, workers=_DOWNLOADS, poll=lambda: advance(0))
+        if self._cache.limit is not None:
+            self._cache.prune(self._cache.limit)
+
+    def damaged(self, descriptor: Descriptor) -> str:
+        """See ``BlobSource``: drops the cached copy."""
+        self._cache.remove(descriptor.digest)
+        return "the copy in the cache was dropped; try again, and it is downloaded anew"
+
+    # -- one blob -----------------------------------------------------------------------------
+
+    def _bring(
+        self, descriptor: Descriptor, advance: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        reported = 0
+
+        def report(size: int) -> None:
+            """Tell of new bytes; those of a download that starts over count once."""
+            nonlocal reported
+            _check(stop)
+            advance(max(0, size - reported))
+            reported = max(reported, size)
+
+        if self._cache.find(descriptor) is not None:
+            report(descriptor.size)
+            return
+        with self._cache.partial(descriptor, poll=lambda: report(0)) as partial:
+            if partial is not None:
+                partial.resume()
+                report(partial.size)
+                self._download(descriptor, partial, report, stop)
+        report(descriptor.size)
+
+    def _download(
+        self,
+        descriptor: Descriptor,
+        partial: Partial,
+        report: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
+        """Fill a partial blob and make it whole. What has come counts as progress."""
+        failures, restarts = 0, 0
+        started = time.monotonic()
+        whole = False
+        while not whole:
+            before = partial.size
+            try:
+                self._transfer(descriptor, partial, report)
+                partial.commit()
+                whole = True
+            except Corrupt as error:
+                # What was left by an earlier process, or came through a bad proxy, may be
+                # wrong once; the whole again, and that counts.
+                restarts += 1
+                if restarts > _RESTARTS:
+                    error.object = self._name(descriptor)
+                    raise
+                partial.restart()
+            except BootstreamError as error:
+                if partial.size > before:
+                    failures, started = 0, time.monotonic()
+                failures += 1
+                wait = self._retry.delay(failures, error, time.monotonic() - started)
+                if wait is None:
+                    raise
+                stop.wait(wait)
+                _check(stop)
+
+    def _transfer(
+        self, descriptor: Descriptor, partial: Partial, report: Callable[[int], None]
+    ) -> None:
+        """Ask for what is missing and take what comes; Unavailable if that is not all."""
+        if partial.size == descriptor.size and descriptor.size:
+            return
+        headers = {"Accept": "*/*"}
+        if partial.size:
+            headers["Range"] = f"bytes={partial.size}-"
+        name = self._name(descriptor)
+        with self._ask(descriptor, headers, name) as answer:
+            _check_size(answer, descriptor, partial, name)
+            while data := answer.read(_PIECE):
+                partial.write(data)
+                report(partial.size)
+        if partial.size < descriptor.size:
+            raise Unavailable(
+                f"the download ended after {partial.size} of {descriptor.size} bytes",
+                operation="download",
+                object=name,
+            )
+
+    def _ask(self, descriptor: Descriptor, headers: Mapping[str, str], name: str) -> Answer:
+        try:
+            return self._client.get(
+                f"blobs/{descriptor.digest}",
+                headers=headers,
+                operation="download",
+                object=name,
+                verified=True,
+            )
+        except ImageNotFound as error:
+            kind = (
+                "a non-distributable layer of the image"
+                if descriptor.nondistributable
+                else ("a part of the image")
+            )
+            raise ImageNotFound(
+                f"the registry does not have {kind}",
+                operation="download",
+                object=name,
+                request_id=error.request_id,
+                remedy="push the image again, with all of its layers",
+            ) from error
+
+    def _name(self, descriptor: Descriptor) -> str:
+        return f"{self._reference.name}@{descriptor.digest}"
+
+
+def _check_size(answer: Answer, descriptor: Descriptor, partial: Partial, name: str) -> None:
+    """Compare what a server says of sizes with what was promised; start over if it does."""
+    length: str | None
+    if answer.status == 206:
+        match = _CONTENT_RANGE.fullmatch((answer.header("Content-Range") or "").strip())
+        if match is None or int(match[1]) != partial.size:
+            raise Corrupt("it sends another range than was asked for", object=name)
+        length = None if match[3] == "*" else match[3]
+    else:
+        if partial.size:
+            partial.restart()
+        length = answer.header("Content-Length")
+    if length is not None and length.isdigit() and int(length) != descriptor.size:
+        raise Corrupt(
+            f"the registry's blob has {length} bytes, not {descriptor.size} as promised",
+            operation="download",
+            object=name,
+        )
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Cancelled("it was stopped", operation="download")
+
+
+def _too_large(descriptor: Descriptor, name: str, limit: int) -> Corrupt:
+    return Corrupt(
+        f"it has {descriptor.size} bytes where at most {limit} are possible",
+        operation="read",
+        object=name,
+    )
