@@ -1,0 +1,69 @@
+"""From a reference to an image; the one place that knows every kind of source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bootstream.images.archive import open_docker_archive, open_oci_archive
+from bootstream.images.cache import BlobCache
+from bootstream.images.choice import choose, root_of
+from bootstream.images.credentials import CredentialFile
+from bootstream.images.image import Image
+from bootstream.images.layout import open_layout
+from bootstream.images.local import Folder
+from bootstream.images.platform import Platform
+from bootstream.images.reference import (
+    DockerArchiveReference,
+    LayoutReference,
+    RegistryReference,
+    parse_reference,
+)
+from bootstream.images.remote import RegistryClient, RemoteSource
+
+
+def resolve(
+    reference: str,
+    *,
+    cache: BlobCache,
+    platform: str | Platform | None = None,
+    plain_http: bool = False,
+    ca_file: str | None = None,
+    auth_file: Path | None = None,
+) -> Image:
+    """Return the image that ``reference`` names, for one platform.
+
+    Its manifest and configuration are read and checked now; layers come with
+    ``Image.fetch``, or when they are opened. Thread safe, as is what it returns.
+
+    Args:
+        reference: as people write it; see ``bootstream.images.reference``.
+        cache: where layers of registries are kept, and archives decoded.
+        platform: ``OS/ARCH[/VARIANT]``; None is this host's own, with Linux.
+        plain_http: speak http to the registry.
+        ca_file: certificates (PEM) to trust for the registry beside the system's.
+        auth_file: credentials; None is ``~/.docker/config.json`` if it is there.
+
+    Raises:
+        InvalidInput: reference, platform or a file named here cannot be understood, or
+            what is there is no container image.
+        ImageNotFound: there is no such image, or none for the platform.
+        PermissionDenied: the registry wants other credentials.
+        Throttled, Unavailable: the registry cannot be asked, after retries.
+        Corrupt: something is not what its digest or format says.
+    """
+    parsed = parse_reference(reference)
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    if isinstance(parsed, RegistryReference):
+        client = RegistryClient(
+            parsed, plain_http=plain_http, ca_file=ca_file, credentials=CredentialFile(auth_file)
+        )
+        source = RemoteSource(client, parsed, cache)
+        data, media_type = source.root()
+        root = root_of(data, media_type, digest=parsed.digest)
+        return choose(source, [root], reference=str(parsed), platform=wanted, raw_root=data)
+    if isinstance(parsed, DockerArchiveReference):
+        return open_docker_archive(parsed, scratch=cache.scratch(), platform=wanted)
+    assert isinstance(parsed, LayoutReference)
+    if parsed.archive:
+        return open_oci_archive(parsed, scratch=cache.scratch(), platform=wanted)
+    return open_layout(Folder(parsed.path), parsed, platform=wanted)
