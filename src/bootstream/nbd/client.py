@@ -177,10 +177,10 @@ class Client:
         while offset < end:
             pending = Pending(Command.BLOCK_STATUS, 0, offset, min(_STATUS, end - offset))
             self._exchange([pending])
-            for length, *kind in pending.extents:
-                offset += length
+            for run, *kind in pending.extents:
+                offset += run
                 before = found.pop().length if found and found[-1][1:] == tuple(kind) else 0
-                found.append(Extent(before + length, *kind))
+                found.append(Extent(before + run, *kind))
         return found
 
     def prefetch(self, offset: int, length: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
+from typing import cast
 
 from bootstream.errors import Corrupt, NotFound, PermissionDenied, Unavailable
 from bootstream.nbd.protocol import ProtocolError
@@ -20,7 +22,7 @@ class Stream:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._file = sock.makefile("rb", buffering=_BUFFER)
+        self._file = cast("BufferedReader", sock.makefile("rb", buffering=_BUFFER))
 
     def exactly(self, size: int) -> bytes:
         """Return the next ``size`` bytes; the caller has bounded it."""
