@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from bootstream.errors import AlreadyExists, InvalidInput, ObjectNotFound, PreconditionFailed
+from bootstream.storage.oserrors import source_error
 from bootstream.storage.paths import normalize_prefix, validate_path
 from bootstream.storage.protocol import (
     ObjectInfo,
@@ -41,7 +42,7 @@ class MemoryStorageProvider:
         return MemoryStorageObject(self, validate_path(path))
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield everything below ``prefix`` in UTF-8 byte order."""
+        """Yield everything that is below ``prefix`` now, in UTF-8 byte order."""
         wanted = normalize_prefix(prefix)
         with self.lock:
             found = [
@@ -49,7 +50,7 @@ class MemoryStorageProvider:
                 for path, (_, stat) in self.contents.items()
                 if path.startswith(wanted)
             ]
-        yield from sorted(found, key=lambda info: info.path.encode())
+        return iter(sorted(found, key=lambda info: info.path.encode()))
 
     def delete_objects_with_prefix(self, prefix: str) -> int:
         """Delete everything below ``prefix``; return how many objects went."""
@@ -104,7 +105,11 @@ class MemoryStorageObject:
 
     def write_from_file_system(self, path: str | PathLike[str]) -> None:
         """Upload a local file."""
-        self.put(Path(path).read_bytes())
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise source_error(error, path) from error
+        self.put(data)
 
     def read_from(self, source: Source) -> int:
         """Upload everything ``source`` has."""
@@ -127,8 +132,9 @@ class MemoryStorageObject:
         if offset < 0:
             raise InvalidInput("negative offset", operation="read object", object=self._path)
         data, _ = self._get()
-        piece = memoryview(data)[offset : offset + len(buffer)]
-        memoryview(buffer)[: len(piece)] = piece
+        view = memoryview(buffer).cast("B")
+        piece = memoryview(data)[offset : offset + len(view)]
+        view[: len(piece)] = piece
         return len(piece)
 
     def put(

@@ -45,7 +45,10 @@ def read_exact(target: StorageObject, buffer: WritableBuffer, offset: int) -> No
 
 
 class ObjectReader:
-    """Reads an object from its start to its end: a ``Source`` for another upload."""
+    """Reads an object from its start to its end: a ``Source`` for another upload.
+
+    It can be rewound, so that the upload can be repeated.
+    """
 
     def __init__(self, target: StorageObject) -> None:
         self._target = target
@@ -57,6 +60,19 @@ class ObjectReader:
         count = self._target.read_at(buffer, self._offset)
         self._offset += count
         return bytes(memoryview(buffer)[:count])
+
+    def seekable(self) -> bool:
+        """Tell that it can be rewound."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset in bytes of the next read."""
+        return self._offset
+
+    def seek(self, offset: int, /) -> int:
+        """Go to an offset in bytes from the object's start."""
+        self._offset = offset
+        return offset
 
 
 def copy_object(source: StorageObject, target: StorageObject) -> int:

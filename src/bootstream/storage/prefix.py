@@ -1,0 +1,120 @@
+"""A store that is a part of another: every name gets a prefix, and nobody above sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from os import PathLike
+
+from bootstream.errors import InvalidInput
+from bootstream.storage.paths import normalize_prefix, validate_path
+from bootstream.storage.protocol import (
+    ObjectInfo,
+    ObjectStat,
+    ReadableBuffer,
+    Sink,
+    Source,
+    StorageDetails,
+    StorageObject,
+    StorageProvider,
+    WritableBuffer,
+)
+
+
+class PrefixStorageProvider:
+    """What lies below ``prefix`` in ``inner``, as a store of its own.
+
+    Paths, listings and ``StorageObject.path`` are without the prefix; errors name objects
+    with it, as they are called in the bucket. An empty prefix of this store is refused for
+    deletion as any other is. ``collect_uploads`` is about the whole of ``inner``.
+
+    Args:
+        inner: the store around this one.
+        prefix: whole components, with or without the ``/`` at the end; "" for everything.
+
+    Raises:
+        InvalidInput: this can be no prefix.
+    """
+
+    def __init__(self, inner: StorageProvider, prefix: str) -> None:
+        self._inner = inner
+        self._prefix = normalize_prefix(prefix)
+
+    def __repr__(self) -> str:
+        return f"PrefixStorageProvider({self._inner!r}, {self._prefix!r})"
+
+    def open_object(self, path: str) -> StorageObject:
+        """Return a handle; touches nothing."""
+        # Judged alone first: with a prefix before it, "" or "/x" could pass for another path.
+        return _PrefixObject(self._inner.open_object(self._prefix + validate_path(path)), path)
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield everything below ``prefix``; see the protocol."""
+        found = self._inner.list_objects(self._prefix + normalize_prefix(prefix))
+        return (replace(info, path=info.path.removeprefix(self._prefix)) for info in found)
+
+    def delete_objects_with_prefix(self, prefix: str) -> int:
+        """Delete everything below ``prefix``; return how many objects went."""
+        wanted = normalize_prefix(prefix)
+        if not wanted:
+            raise InvalidInput("an empty prefix would delete the whole store", operation="delete")
+        return self._inner.delete_objects_with_prefix(self._prefix + wanted)
+
+    def signed_upload_url(self, path: str, ttl: timedelta) -> str:
+        """Return a URL for uploading ``path``; see the protocol."""
+        return self._inner.signed_upload_url(self._prefix + validate_path(path), ttl)
+
+    def collect_uploads(self, older_than: timedelta, *, dry_run: bool = False) -> int:
+        """Remove what unfinished uploads left, anywhere in the store around this one."""
+        return self._inner.collect_uploads(older_than, dry_run=dry_run)
+
+    def details(self) -> StorageDetails:
+        """Describe the store; its identity ends with the prefix."""
+        details = self._inner.details()
+        if not self._prefix:
+            return details
+        return replace(details, identity=f"{details.identity}/{self._prefix.removesuffix('/')}")
+
+
+class _PrefixObject:
+    """An object of the store around, under its shorter name."""
+
+    __slots__ = ("_inner", "_path")
+
+    def __init__(self, inner: StorageObject, path: str) -> None:
+        self._inner = inner
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def write_from_file_system(self, path: str | PathLike[str]) -> None:
+        self._inner.write_from_file_system(path)
+
+    def read_from(self, source: Source) -> int:
+        return self._inner.read_from(source)
+
+    def write_to(self, sink: Sink) -> int:
+        return self._inner.write_to(sink)
+
+    def read_at(self, buffer: WritableBuffer, offset: int) -> int:
+        return self._inner.read_at(buffer, offset)
+
+    def put(
+        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
+        return self._inner.put(data, if_none_match=if_none_match, if_match=if_match)
+
+    def stat(self) -> ObjectStat:
+        return self._inner.stat()
+
+    def size(self) -> int:
+        return self._inner.size()
+
+    def exists(self) -> bool:
+        return self._inner.exists()
+
+    def delete(self) -> None:
+        self._inner.delete()

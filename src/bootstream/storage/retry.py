@@ -1,0 +1,327 @@
+"""The one layer that repeats requests.
+
+Only errors that say ``transient`` are repeated, only while attempts and time last, and only
+what is safe to repeat:
+
+- Reading is: ``read_at``, ``stat``, listings (which go on after the last name that was
+  seen), downloads (which go on at the byte they reached, while the etag stays).
+- Deleting and plain writing are: between the first attempt and the last they have no order
+  towards other writers anyway.
+- A conditional write whose answer was lost may find its own work: ``AlreadyExists`` because
+  it created the object itself. So when such a refusal follows an attempt whose outcome is
+  unknown, the object is read back, and is ours if it has our bytes. Whoever relies on
+  being the only one therefore writes bytes that nobody else writes, such as a token.
+- An upload is, from a file, or from a source that can be rewound.
+
+Waits are "full jitter": anything from nothing to a bound that doubles, so that many clients
+that failed together do not come back together. A wait that the server asked for is kept to,
+or, where it is longer than the time left, not begun at all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from os import PathLike
+from typing import Protocol, TypeVar, runtime_checkable
+
+from bootstream.errors import (
+    AlreadyExists,
+    BootstreamError,
+    Conflict,
+    Corrupt,
+    NotFound,
+    PreconditionFailed,
+    Throttled,
+    Unavailable,
+)
+from bootstream.storage.objects import read_small
+from bootstream.storage.protocol import (
+    ObjectInfo,
+    ObjectStat,
+    ReadableBuffer,
+    Sink,
+    Source,
+    StorageDetails,
+    StorageObject,
+    StorageProvider,
+    WritableBuffer,
+)
+
+T = TypeVar("T")
+
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to go on. Times in seconds.
+
+    ``attempts`` counts the first one; none begins later than ``total`` after the first
+    failure, however long an upload worked before. The wait before attempt n + 1 is random,
+    up to ``first_wait`` * 2**(n - 1), at most ``longest_wait``. What makes progress (a
+    listing, a download) begins anew with each progress.
+    """
+
+    attempts: int = 6
+    total: float = 60.0
+    first_wait: float = 0.1
+    longest_wait: float = 10.0
+
+
+class RetryStorageProvider:
+    """``inner``, with transient errors repeated.
+
+    Args:
+        inner: the store that may fail.
+        policy: how long to go on.
+        sleep: waits so many seconds; it may raise, to stop waiting.
+        clock: a monotonic time in seconds.
+        rng: for the jitter.
+    """
+
+    def __init__(
+        self,
+        inner: StorageProvider,
+        policy: RetryPolicy | None = None,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._inner = inner
+        self._policy = policy or RetryPolicy()
+        self._sleep = sleep
+        self._clock = clock
+        self._random = rng or random.Random()  # noqa: S311 - jitter, no secret
+
+    def __repr__(self) -> str:
+        return f"RetryStorageProvider({self._inner!r})"
+
+    def budget(self) -> Budget:
+        """Return a fresh budget for one operation."""
+        return Budget(self._policy, self._sleep, self._clock, self._random)
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, once it raises nothing transient any more."""
+        budget = self.budget()
+        while True:
+            try:
+                return call()
+            except BootstreamError as error:
+                budget.wait(error)
+
+    def open_object(self, path: str) -> StorageObject:
+        """Return a handle; touches nothing."""
+        return _RetryObject(self._inner.open_object(path), self)
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield everything below ``prefix``; after an error, from the last name seen."""
+        # Asked for at once: a wrong prefix is refused here, not at the first item.
+        return self._list(prefix, self._inner.list_objects(prefix))
+
+    def _list(self, prefix: str, listing: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+        last = b""
+        budget: Budget | None = None
+        while True:
+            try:
+                for info in listing:
+                    name = info.path.encode()
+                    if name > last:
+                        last = name
+                        budget = None
+                        yield info
+            except BootstreamError as error:
+                budget = budget or self.budget()
+                budget.wait(error)
+                listing = self._inner.list_objects(prefix)
+            else:
+                return
+
+    def delete_objects_with_prefix(self, prefix: str) -> int:
+        """Delete everything below ``prefix``; return how many the last attempt deleted."""
+        return self.run(lambda: self._inner.delete_objects_with_prefix(prefix))
+
+    def signed_upload_url(self, path: str, ttl: timedelta) -> str:
+        """Return a URL for uploading ``path``; see the protocol."""
+        return self.run(lambda: self._inner.signed_upload_url(path, ttl))
+
+    def collect_uploads(self, older_than: timedelta, *, dry_run: bool = False) -> int:
+        """Remove what unfinished uploads left; return how many the last attempt found."""
+        return self.run(lambda: self._inner.collect_uploads(older_than, dry_run=dry_run))
+
+    def details(self) -> StorageDetails:
+        """Describe the store."""
+        return self.run(self._inner.details)
+
+
+class Budget:
+    """Attempts and time that are left for one operation; its time begins with its first failure."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        sleep: Callable[[float], object],
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._policy = policy
+        self._sleep = sleep
+        self._clock = clock
+        self._random = rng
+        self._failed = 0
+        self._deadline = 0.0
+
+    def wait(self, error: BootstreamError) -> None:
+        """Sleep until the next attempt; raises ``error`` where there is to be none."""
+        if not error.transient:
+            raise error
+        policy = self._policy
+        if self._failed == 0:
+            self._deadline = self._clock() + policy.total
+        self._failed += 1
+        # The exponent is bounded: 2.0**1024 is an OverflowError.
+        bound = min(policy.longest_wait, policy.first_wait * 2.0 ** min(self._failed - 1, 60))
+        wait = self._random.uniform(0.0, bound) + (error.retry_after or 0.0)
+        if self._failed >= policy.attempts or self._clock() + wait > self._deadline:
+            error.add_note(f"given up after {self._failed} attempts")
+            raise error
+        self._sleep(wait)
+
+
+@runtime_checkable
+class _Rewindable(Protocol):
+    def seekable(self) -> bool: ...
+    def tell(self) -> int: ...
+    def seek(self, offset: int, /) -> object: ...
+
+
+class _Watched:
+    """Somebody else's source or sink: remembers its own error, which is nothing to retry."""
+
+    def __init__(self, source: Source | None = None, sink: Sink | None = None) -> None:
+        self._source = source
+        self._sink = sink
+        self.error: BaseException | None = None
+        self.written = 0
+
+    def read(self, size: int, /) -> ReadableBuffer:
+        assert self._source is not None
+        try:
+            return self._source.read(size)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def write(self, data: memoryview, /) -> None:
+        assert self._sink is not None
+        try:
+            self._sink.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.written += len(data)
+
+
+class _RetryObject:
+    """One object of the store that may fail."""
+
+    __slots__ = ("_inner", "_provider")
+
+    def __init__(self, inner: StorageObject, provider: RetryStorageProvider) -> None:
+        self._inner = inner
+        self._provider = provider
+
+    @property
+    def path(self) -> str:
+        return self._inner.path
+
+    def write_from_file_system(self, path: str | PathLike[str]) -> None:
+        self._provider.run(lambda: self._inner.write_from_file_system(path))
+
+    def read_from(self, source: Source) -> int:
+        watched = _Watched(source=source)
+        if not isinstance(source, _Rewindable) or not source.seekable():
+            return self._inner.read_from(source)
+        start = source.tell()
+        budget = self._provider.budget()
+        while True:
+            try:
+                return self._inner.read_from(watched)
+            except BootstreamError as error:
+                if watched.error is not None:
+                    raise
+                budget.wait(error)
+            source.seek(start)
+
+    def write_to(self, sink: Sink) -> int:
+        before = self.stat()
+        watched = _Watched(sink=sink)
+        try:
+            return self._inner.write_to(watched)
+        except BootstreamError as error:
+            if watched.error is not None or not error.transient:
+                raise
+            self._provider.budget().wait(error)
+        return self._resume(watched, before)
+
+    def _resume(self, watched: _Watched, before: ObjectStat) -> int:
+        """Download the rest in pieces, each retried by itself."""
+        buffer = memoryview(bytearray(min(_PIECE, max(before.size, 1))))
+        while True:
+            # The etag is looked at between reading and passing on: a sink takes nothing back.
+            count = self.read_at(buffer, watched.written)
+            if self.stat().etag != before.etag:
+                raise Unavailable(
+                    "it was replaced while it was read",
+                    operation="read object",
+                    object=self.path,
+                    transient=False,
+                )
+            if not count:
+                return watched.written
+            watched.write(buffer[:count])
+
+    def read_at(self, buffer: WritableBuffer, offset: int) -> int:
+        return self._provider.run(lambda: self._inner.read_at(buffer, offset))
+
+    def put(
+        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
+        unknown = False
+        budget = self._provider.budget()
+        while True:
+            try:
+                return self._inner.put(data, if_none_match=if_none_match, if_match=if_match)
+            except (AlreadyExists, PreconditionFailed) as error:
+                if not unknown:
+                    raise
+                return self._own_etag(data, error)
+            except BootstreamError as error:
+                budget.wait(error)
+                unknown = unknown or not isinstance(error, Throttled)
+
+    def _own_etag(self, data: ReadableBuffer, refusal: Conflict) -> str:
+        """Return the object's etag if an attempt of ours wrote it; raises ``refusal`` if not."""
+        try:
+            content, etag = read_small(self, memoryview(data).nbytes)
+        except (NotFound, Corrupt):  # gone again, or of another size
+            raise refusal from None
+        if content != bytes(data):
+            raise refusal
+        return etag
+
+    def stat(self) -> ObjectStat:
+        return self._provider.run(self._inner.stat)
+
+    def size(self) -> int:
+        return self._provider.run(self._inner.size)
+
+    def exists(self) -> bool:
+        return self._provider.run(self._inner.exists)
+
+    def delete(self) -> None:
+        self._provider.run(self._inner.delete)
