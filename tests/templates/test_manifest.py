@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +42,12 @@ def test_round_trip() -> None:
     assert Manifest.from_json(manifest.to_json(), build_id=BUILD) == manifest
     buried = manifest.as_deleted(datetime(2026, 2, 1, tzinfo=UTC))
     assert Manifest.from_json(buried.to_json(), build_id=BUILD) == buried
+
+
+def test_halves_of_surrogate_pairs() -> None:
+    """An image's configuration may hold what UTF-8 cannot; the build is published all the same."""
+    manifest = replace(sample(), image={"env": ["X=\ud800"]})
+    assert Manifest.from_json(manifest.to_json(), build_id=BUILD) == manifest
 
 
 def test_taken_over_round_trip() -> None:

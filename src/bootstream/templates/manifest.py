@@ -117,7 +117,10 @@ class Manifest:
         document["image"] = self.image
         document["options"] = dict(self.options)
         document["tool"] = self.tool
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+        try:
+            return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError:  # an image's JSON may hold halves of surrogate pairs, as escapes
+            return (json.dumps(document, indent=2) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, *, build_id: str) -> Manifest:
