@@ -1,0 +1,240 @@
+"""A device whose bytes are chunks in packs: from image offsets to chunks to views.
+
+The warm read is the hot path of the whole product, so it is one look-up in a table of
+the chunks that were touched, and one slice. Whatever is not in the table goes the longer
+way: the index says which frame of which pack the chunk is, the cache whether it is
+there. The table is bounded, and emptied by the cache now and then; that only costs the
+longer way again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bootstream.block.cache import NodeCache, PackCache
+from bootstream.block.device import Extent, copy_views, merge_extents
+from bootstream.block.inflight import Data, Deliver, Fetches, RecentChunks
+from bootstream.block.readahead import ReadAhead
+from bootstream.chunks.index import MAX_CHUNK_SIZE, Index
+from bootstream.errors import InvalidInput
+
+ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
+"""Zeros for every chunk that is none; never written, so it takes no memory."""
+
+_MOST_VIEWS = 1 << 16
+_MEMORY = 32 << 20
+
+
+class ChunkSource(Protocol):
+    """What a device needs of ``bootstream.chunks.reader.ChunkReader``."""
+
+    @property
+    def index(self) -> Index:
+        """Where the chunks are."""
+        ...
+
+    def fetch(self, chunks: Sequence[int], deliver: Deliver, /) -> None:
+        """Bring ascending chunks that are no zeros; deliver each, decoded and verified."""
+        ...
+
+
+class ChunkedDevice:
+    """A read-only device over an index. Safe to use from several threads.
+
+    Args:
+        reader: fetches chunks; the device does not outlive it.
+        cache: None, or where it cannot be filled, leaves the chunks in memory for a while.
+        store: ``StorageDetails.identity`` of the store that the packs are in.
+
+    Reads raise what the reader raises; the next read tries again. The cache may be shared
+    and is closed by whoever made it.
+    """
+
+    writable = False
+
+    def __init__(self, reader: ChunkSource, cache: NodeCache | None, *, store: str) -> None:
+        index = reader.index
+        self.size = index.size
+        self._index = index
+        self._chunk_size = index.chunk_size
+        self._shift = index.chunk_size.bit_length() - 1
+        self._mask = index.chunk_size - 1
+        self._cache = cache
+        self._packs: list[PackCache] = []
+        self._views: dict[int, memoryview] = {}
+        if cache is not None:
+            for pack in index.packs:
+                names = (store, pack.build_id, pack.artifact)
+                self._packs.append(cache.pack(*names, raw=pack.raw, chunk_size=index.chunk_size))
+            cache.attach(self._views)
+        self._recent = RecentChunks(max(_MEMORY, 4 * index.chunk_size))
+        self._fetches = Fetches(self._find, reader.fetch, self._keep)
+        self._ahead = ReadAhead(
+            self._bring,
+            self._fetches.wait_until_quiet,
+            chunk_size=index.chunk_size,
+            chunk_count=index.chunk_count,
+        )
+
+    # Reading
+
+    def read_warm(self, offset: int, length: int) -> Sequence[memoryview] | None:
+        """Return the range's views, or None if a chunk of it has to be fetched."""
+        view = self._views.get(offset >> self._shift)
+        if view is not None:
+            start = offset & self._mask
+            end = start + length
+            if end <= self._chunk_size:
+                return (view[start:end],)
+        return self._gather(offset, length)
+
+    def read_views(self, offset: int, length: int) -> Sequence[memoryview]:
+        """Return the range's views; what misses is fetched, together."""
+        views = self.read_warm(offset, length)
+        if views is not None:
+            return views
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        self._ahead.note(first, last)
+        found: dict[int, memoryview] = {}
+        missing = []
+        for chunk in range(first, last + 1):
+            view = self._find(chunk)
+            if view is None:
+                missing.append(chunk)
+            else:
+                found[chunk] = view
+        found.update(self._fetches.get(missing, demand=True))
+        return self._cut([found[chunk] for chunk in range(first, last + 1)], offset, length)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer``; one copy."""
+        copy_views(self.read_views(offset, len(buffer)), buffer)
+
+    def _gather(self, offset: int, length: int) -> list[memoryview] | None:
+        """The warm read of a range that spans chunks, or of chunks not in the table."""
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        known = self._views.get
+        fresh = False
+        views = []
+        for chunk in range(first, last + 1):
+            view = known(chunk)
+            if view is None:
+                fresh = True
+                view = self._find(chunk)
+                if view is None:
+                    return None
+            views.append(view)
+        if fresh:
+            self._ahead.note(first, last)
+        return self._cut(views, offset, length)
+
+    def _cut(self, views: list[memoryview], offset: int, length: int) -> list[memoryview]:
+        """Trim the views of whole chunks to the range."""
+        start = offset & self._mask
+        excess = start + length - (len(views) - 1) * self._chunk_size
+        views[-1] = views[-1][:excess]
+        if start:
+            views[0] = views[0][start:]
+        return views
+
+    # Chunks
+
+    def _find(self, chunk: int) -> memoryview | None:
+        """Return the chunk's view if it is zeros, cached or still in memory."""
+        ref = self._index.lookup(chunk)
+        length = min(self._chunk_size, self.size - (chunk << self._shift))
+        if ref is None:
+            view: memoryview | None = ZEROS[:length]
+        else:
+            view = None
+            if self._packs:
+                view = self._packs[ref.pack].find(ref.ordinal, ref.sha256, length)
+            if view is None:
+                return self._recent.get(chunk)
+        assert view is not None
+        if len(self._views) >= _MOST_VIEWS:
+            self._views.clear()
+        self._views[chunk] = view
+        return view
+
+    def _keep(self, chunk: int, data: Data) -> memoryview:
+        """Put a chunk that arrived into the cache, or else into memory."""
+        if self._packs:
+            ref = self._index.lookup(chunk)
+            assert ref is not None
+            view = self._packs[ref.pack].fill(ref.ordinal, ref.sha256, data)
+            if view is not None:
+                return view
+        return self._recent.put(chunk, data)
+
+    def _bring(self, start: int, stop: int) -> None:
+        """Fetch what misses of chunks ``[start, stop)``, for nobody in particular."""
+        missing = []
+        chunk = start
+        while chunk < stop:
+            count, zero = self._index.run(chunk, stop - chunk)
+            if not zero:
+                missing += [c for c in range(chunk, chunk + count) if self._find(c) is None]
+            chunk += count
+        if missing:
+            self._fetches.get(missing, demand=False)
+
+    # The rest of a device
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe the range; chunks that are stored nowhere are holes."""
+        found = []
+        end = offset + length
+        while offset < end:
+            chunk = offset >> self._shift
+            last = (end - 1) >> self._shift
+            count, zero = self._index.run(chunk, last - chunk + 1)
+            stop = min(end, (chunk + count) << self._shift)
+            found.append(Extent(stop - offset, zero, zero))
+            offset = stop
+        return merge_extents(found)
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Fetch the range soon, in the background."""
+        if not self._packs:  # what memory cannot hold would push itself out
+            length = min(length, _MEMORY // 2)
+        self._ahead.request(offset >> self._shift, ((offset + length - 1) >> self._shift) + 1)
+
+    def wait_for_prefetch(self, timeout: float) -> bool:
+        """Return True once no prefetch is under way, False after ``timeout`` seconds."""
+        return self._ahead.wait_until_idle(timeout)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Refuse: raises InvalidInput."""
+        del data, offset
+        raise self._read_only()
+
+    def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """Refuse: raises InvalidInput."""
+        del offset, length, may_trim
+        raise self._read_only()
+
+    def trim(self, offset: int, length: int) -> None:
+        """Refuse: raises InvalidInput."""
+        del offset, length
+        raise self._read_only()
+
+    def _read_only(self) -> InvalidInput:
+        return InvalidInput(
+            "the device is read-only",
+            operation="write",
+            object=self._index.name,
+            remedy="put an overlay on it",
+        )
+
+    def flush(self) -> None:
+        """There is nothing to make durable."""
+
+    def close(self) -> None:
+        """Stop prefetching and let the cache's segments go; idempotent."""
+        self._ahead.close()
+        if self._cache is not None:
+            self._cache.detach(self._views)
+        self._views.clear()
+        self._recent.clear()
