@@ -48,7 +48,8 @@ _REPLY = struct.Struct(">QIII")
 _SIZE_AND_FLAGS = struct.Struct(">QH")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
-_OURS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+# A plain number, because the complement of a flag holds the known flags only.
+_OURS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
 
 @dataclass(frozen=True, slots=True)

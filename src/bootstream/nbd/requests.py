@@ -37,7 +37,8 @@ The payload is None for every other command, and for a WRITE that is longer than
 
 _SMALL = 128 << 10
 _LARGE = MAX_PAYLOAD + HEADER.size
-_READ = int(Command.READ)
+_FUA = int(CommandFlag.FUA)
+_DF = int(CommandFlag.DF)
 _WRITE = int(Command.WRITE)
 
 
@@ -141,6 +142,7 @@ _ALLOWED = {
     Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
     Command.BLOCK_STATUS: CommandFlag.FUA | CommandFlag.REQ_ONE,
 }
+# Plain numbers, because the complement of a flag holds the known flags only.
 _ALLOWED_BITS = {int(command): int(flags) for command, flags in _ALLOWED.items()}
 _MODIFYING = frozenset({int(Command.WRITE), int(Command.TRIM), int(Command.WRITE_ZEROES)})
 _EXTENDING = frozenset({int(Command.WRITE), int(Command.WRITE_ZEROES)})
@@ -167,9 +169,9 @@ def refusal(
     if command in _MODIFYING and not writable:
         return Errno.EPERM, "the export is read-only"
     if not writable:
-        allowed &= ~CommandFlag.FUA
+        allowed &= ~_FUA
     if not structured:
-        allowed &= ~CommandFlag.DF
+        allowed &= ~_DF
     if flags & ~allowed:
         return Errno.EINVAL, f"command {command} does not take flags {flags & ~allowed:#x}"
     if command == Command.FLUSH:
