@@ -11,7 +11,8 @@ what is safe to repeat:
   it created the object itself. So when such a refusal follows an attempt whose outcome is
   unknown, the object is read back, and is ours if it has our bytes. Whoever relies on
   being the only one therefore writes bytes that nobody else writes, such as a token.
-- An upload is, from a file, or from a source that can be rewound.
+- An upload is, from a file, from a source that can be rewound, or from any while nothing
+  was read from it.
 
 Waits are "full jitter": anything from nothing to a bound that doubles, so that many clients
 that failed together do not come back together. A wait that the server asked for is kept to,
@@ -206,10 +207,12 @@ class _Watched:
         self._source = source
         self._sink = sink
         self.error: BaseException | None = None
+        self.touched = False
         self.written = 0
 
     def read(self, size: int, /) -> ReadableBuffer:
         assert self._source is not None
+        self.touched = True
         try:
             return self._source.read(size)
         except BaseException as error:
@@ -244,18 +247,18 @@ class _RetryObject:
 
     def read_from(self, source: Source) -> int:
         watched = _Watched(source=source)
-        if not isinstance(source, _Rewindable) or not source.seekable():
-            return self._inner.read_from(source)
-        start = source.tell()
+        again = source if isinstance(source, _Rewindable) and source.seekable() else None
+        start = again.tell() if again is not None else 0
         budget = self._provider.budget()
         while True:
             try:
                 return self._inner.read_from(watched)
             except BootstreamError as error:
-                if watched.error is not None:
+                if watched.error is not None or (watched.touched and again is None):
                     raise
                 budget.wait(error)
-            source.seek(start)
+            if again is not None:
+                again.seek(start)
 
     def write_to(self, sink: Sink) -> int:
         before = self.stat()
