@@ -523,18 +523,18 @@ def test_dead_sockets_are_replaced_live_ones_are_not(tmp_path: Path, device: Mem
         dead.bind(str(path))
     with Server({"disk": Export(device)}, default="disk") as server:
         server.listen_unix(str(path))
-        with Server({"disk": Export(device)}, default="disk") as second:
-            with pytest.raises(AlreadyExists):
-                second.listen_unix(str(path))
+        second = Server({"disk": Export(device)}, default="disk")
+        with second, pytest.raises(AlreadyExists):
+            second.listen_unix(str(path))
         assert path.exists(), "the second one took nothing with it"
         server.start()
         with RawClient(path):
             pass
     file = tmp_path / "file"
     file.write_text("precious")
-    with Server({"disk": Export(device)}, default="disk") as server:
-        with pytest.raises(AlreadyExists):
-            server.listen_unix(str(file))
+    third = Server({"disk": Export(device)}, default="disk")
+    with third, pytest.raises(AlreadyExists):
+        third.listen_unix(str(file))
     assert file.read_text() == "precious"
 
 
@@ -596,9 +596,9 @@ def test_impossible_paths(
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    with Server({"disk": Export(MemoryDevice(512))}, default="disk") as server:
-        with pytest.raises(kind):
-            server.listen_unix(path)
+    server = Server({"disk": Export(MemoryDevice(512))}, default="disk")
+    with server, pytest.raises(kind):
+        server.listen_unix(path)
 
 
 def test_tcp(device: MemoryDevice) -> None:
