@@ -24,8 +24,8 @@ import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from bootstream.block.disk import disk_error
 from bootstream.block.eviction import Evictor
-from bootstream.block.fallocate import disk_error
 from bootstream.block.segment import Layout, Segment, open_segment
 from bootstream.errors import InvalidInput, PermissionDenied
 

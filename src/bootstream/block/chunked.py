@@ -13,14 +13,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bootstream.block.cache import NodeCache, PackCache
-from bootstream.block.device import Extent, copy_views, merge_extents
+from bootstream.block.device import ZEROS, Extent, copy_views, merge_extents
 from bootstream.block.inflight import Data, Deliver, Fetches, RecentChunks
 from bootstream.block.readahead import ReadAhead
-from bootstream.chunks.index import MAX_CHUNK_SIZE, Index
+from bootstream.chunks.index import Index
 from bootstream.errors import InvalidInput
-
-ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
-"""Zeros for every chunk that is none; never written, so it takes no memory."""
 
 _MOST_VIEWS = 1 << 16
 _MEMORY = 32 << 20

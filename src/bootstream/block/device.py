@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+ZEROS = memoryview(bytes(16 << 20))
+"""Zeros to read from, as many as the largest chunk has; never written, so they take no memory."""
+
 
 class Extent(NamedTuple):
     """A run of bytes of one kind. ``zero`` reads as zeros; ``hole`` is not allocated."""

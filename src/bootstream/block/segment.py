@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bootstream.block.fallocate import allocate, write_all
+from bootstream.block.disk import allocate, write_all
 
 MAGIC = b"BSNODE01"
 PAGE = 4096

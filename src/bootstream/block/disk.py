@@ -1,4 +1,4 @@
-"""``fallocate(2)`` with its modes, which the ``os`` module lacks.
+"""What a host's own disk offers beyond the ``os`` module, and its errors in the package's tree.
 
 ``os.posix_fallocate`` will not do: where the file system has no such call, the C
 library writes to every block instead, which races with other writers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 
 from bootstream.errors import BootstreamError, PermissionDenied, StorageFull, Unavailable
 
@@ -46,6 +47,25 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
 def zero_range(descriptor: int, offset: int, length: int) -> bool:
     """Make the range read as zeros and keep its room. False where that cannot be done."""
     return _call(descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+
+
+def data_ranges(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of ``[start, end)`` that are not holes, as start and stop."""
+    while start < end:
+        try:
+            start = os.lseek(descriptor, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            yield start, end  # a device, which has no holes
+            return
+        if start >= end:
+            return
+        stop = min(end, os.lseek(descriptor, start, os.SEEK_HOLE))
+        yield start, stop
+        start = stop
 
 
 def write_all(descriptor: int, buffers: list[bytes | memoryview], offset: int) -> None:
