@@ -32,7 +32,7 @@ from bootstream.nbd.protocol import (
     Option,
 )
 from bootstream.nbd.requests import HEADER
-from bootstream.nbd.server import Export, Limits, Server, parse_address
+from bootstream.nbd.server import Export, Limits, Server
 from bootstream.testing.memory_device import MemoryDevice
 
 Serve = Callable[..., Path]
@@ -130,7 +130,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
                 )
             )
             path = tmp_path / f"s{len(os.listdir(tmp_path))}"
-            server.listen_unix(str(path))
+            server.listen_unix(path)
             server.start()
             return path
 
@@ -448,7 +448,7 @@ def test_close_answers_what_is_under_way(tmp_path: Path, device: MemoryDevice) -
     device.gate.clear()
     server = Server({"disk": Export(device)}, default="disk")
     path = tmp_path / "s"
-    server.listen_unix(str(path))
+    server.listen_unix(path)
     server.start()
     with RawClient(path) as client, RawClient(path, go=False) as other:
         client.write(1, 0, b"written")
@@ -477,7 +477,7 @@ def test_close_does_not_wait_for_ever(tmp_path: Path, device: MemoryDevice) -> N
     device.gate.clear()
     server = Server({"disk": Export(device)}, default="disk", limits=Limits(send_buffer=4096))
     path = tmp_path / "s"
-    server.listen_unix(str(path))
+    server.listen_unix(path)
     server.start()
     with RawClient(path) as deaf, RawClient(path) as client:
         for cookie in range(4):
@@ -522,7 +522,7 @@ def test_dead_sockets_are_replaced_live_ones_are_not(tmp_path: Path, device: Mem
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with Server({"disk": Export(device)}, default="disk") as server:
-        server.listen_unix(str(path))
+        server.listen_unix(path)
         second = Server({"disk": Export(device)}, default="disk")
         with second, pytest.raises(AlreadyExists):
             second.listen_unix(str(path))
@@ -542,7 +542,7 @@ def test_a_socket_that_was_replaced_is_left_alone(tmp_path: Path, device: Memory
     """Close removes the name only while it is its own."""
     path = tmp_path / "s"
     with Server({"disk": Export(device)}, default="disk") as server:
-        server.listen_unix(str(path))
+        server.listen_unix(path)
         path.unlink()
         path.write_text("somebody else's")
     assert path.read_text() == "somebody else's"
@@ -560,7 +560,7 @@ def test_one_of_many_wins_a_dead_socket(tmp_path: Path, device: MemoryDevice) ->
     def listen(server: Server) -> None:
         barrier.wait()
         try:
-            server.listen_unix(str(path))
+            server.listen_unix(path)
             server.start()
             outcomes.append(True)
         except AlreadyExists:
@@ -618,15 +618,6 @@ def test_tcp(device: MemoryDevice) -> None:
                 server.listen_tcp(host, 0)
         with pytest.raises(InvalidInput):
             server.listen_tcp("127.0.0.1", 65536)
-
-
-def test_addresses() -> None:
-    """HOST:PORT, with brackets for IPv6."""
-    assert parse_address("127.0.0.1:10809") == ("127.0.0.1", 10809)
-    assert parse_address("[::1]:0") == ("::1", 0)
-    for text in ("", "nonsense", ":1", "::1:1", "h:", "h:x", "h:-1", "h:123456", "h:١"):
-        with pytest.raises(InvalidInput):
-            parse_address(text)
 
 
 def test_exports_have_names(device: MemoryDevice) -> None:

@@ -56,7 +56,7 @@ class UnixListener:
                 Path(self.path).unlink()
 
 
-def listen_unix(path: str) -> UnixListener:
+def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
     """Listen on a unix socket at ``path``, which only its owner may connect to.
 
     Raises:
@@ -65,9 +65,10 @@ def listen_unix(path: str) -> UnixListener:
         AlreadyExists: a server listens there, or it is no socket.
         PermissionDenied: the folder may not be written to.
     """
-    absolute = str(Path(path).absolute()) if path else ""
+    given = os.fspath(path)
+    absolute = str(Path(given).absolute()) if given else ""
     if not absolute or "\0" in absolute:
-        raise InvalidInput("no path for a socket", operation=_OPERATION, object=repr(path))
+        raise InvalidInput("no path for a socket", operation=_OPERATION, object=repr(given))
     if len(os.fsencode(absolute)) > _MAX_PATH:
         raise InvalidInput(
             f"the path is longer than the {_MAX_PATH} bytes that a unix socket may have",
@@ -119,24 +120,6 @@ def listen_tcp(host: str, port: int) -> socket.socket:
         sock.close()
         raise _mapped(error, where) from error
     return sock
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split ``HOST:PORT`` or ``[HOST]:PORT``.
-
-    Raises:
-        InvalidInput: it is neither.
-    """
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    if not colon or not host or not (port.isascii() and port.isdigit()) or len(port) > 5:
-        raise InvalidInput("not HOST:PORT", operation=_OPERATION, object=text)
-    if ":" in host and not bracketed:
-        raise InvalidInput(
-            "an IPv6 address needs brackets: [::1]:PORT", operation=_OPERATION, object=text
-        )
-    return host, int(port)
 
 
 def _loopback(host: str, where: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from os import PathLike
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -21,10 +22,10 @@ from bootstream.errors import InvalidInput
 from bootstream.nbd.connection import Connection
 from bootstream.nbd.export import Export, Limits
 from bootstream.nbd.failures import FailureLog, log
-from bootstream.nbd.listen import UnixListener, listen_tcp, listen_unix, parse_address
+from bootstream.nbd.listen import UnixListener, listen_tcp, listen_unix
 from bootstream.nbd.protocol import MAX_STRING
 
-__all__ = ["Export", "Limits", "Server", "parse_address"]
+__all__ = ["Export", "Limits", "Server"]
 
 _WAIT_AFTER_ERROR = 0.1
 _WAIT_AFTER_ABORT = 2.0
@@ -76,7 +77,7 @@ class Server:
     ) -> None:
         self.close()
 
-    def listen_unix(self, path: str) -> str:
+    def listen_unix(self, path: str | PathLike[str]) -> str:
         """Listen on a unix socket of mode 0600; return the URI of the default export.
 
         The socket of a server that died is replaced.
