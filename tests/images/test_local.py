@@ -376,7 +376,7 @@ def test_docker_archive_with_linked_layers(open_image: Open, tmp_path: Path) -> 
         {"Config": f"{two}.json", "RepoTags": ["two:1"], "Layers": ["a/layer.tar", "b/layer.tar"]},
         {"Config": f"{one}.json", "RepoTags": None, "Layers": ["c/layer.tar"]},
     ]
-    members = {
+    members: dict[str, bytes | str] = {
         "a/layer.tar": DATA[0],
         "b/layer.tar": "../a/layer.tar",
         "c/layer.tar": DATA[1],
@@ -399,7 +399,7 @@ def test_docker_archive_as_an_oci_layout(open_image: Open, tmp_path: Path) -> No
     layers = [f"blobs/sha256/{hashlib.sha256(data).hexdigest()}" for data in blobs]
     images = [{"Config": f"blobs/sha256/{name}", "RepoTags": ["new:1"], "Layers": layers}]
     members: dict[str, bytes | str] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
-    members |= dict(zip(layers, blobs, strict=True))
+    members.update(zip(layers, blobs, strict=True))
     members[f"blobs/sha256/{name}"] = config
     path = tmp_path / "saved.tar"
     path.write_bytes(saved(images, members))
@@ -414,15 +414,15 @@ def test_docker_archive_with_wrong_contents(open_image: Open, tmp_path: Path) ->
     images = [{"Config": f"{name}.json", "RepoTags": ["x:1"], "Layers": ["a", "b"]}]
     good: dict[str, bytes | str] = {"a": DATA[0], "b": DATA[1], f"{name}.json": config}
     path = tmp_path / "saved.tar"
-    changes: dict[str, bytes | str]
-    for changes in (
-        {"b": DATA[0]},
-        {f"{name}.json": config + b" "},
-        {"b": "nowhere"},
-        {"b": "b"},
-        {"b": "../../etc/passwd"},
-    ):
-        path.write_bytes(saved(images, {**good, **changes}))
+    changes: list[tuple[str, bytes | str]] = [
+        ("b", DATA[0]),
+        (f"{name}.json", config + b" "),
+        ("b", "nowhere"),
+        ("b", "b"),
+        ("b", "../../etc/passwd"),
+    ]
+    for member, content in changes:
+        path.write_bytes(saved(images, {**good, member: content}))
         with pytest.raises(Corrupt):
             open_image(f"docker-archive:{path}")
     wrong: object

@@ -39,6 +39,11 @@ _MAX_TOKEN = 64 << 10
 _DEFAULT_SECONDS = 60.0
 _MARGIN_SECONDS = 10.0
 _CLIENT_ID = "bootstream"
+_COUNTRY_SUFFIXES = frozenset(
+    {"ac", "co", "com", "edu", "gen", "go", "gob", "gouv", "gov", "gv", "id", "ind", "info"}
+    | {"ltd", "mil", "ne", "net", "nom", "or", "org", "plc", "sch", "web"}
+)
+"""Second labels below which countries register domains, as in ``co.uk`` and ``com.au``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,15 +234,16 @@ def _is_plain(token: str) -> bool:
 def are_related(one: str, other: str) -> bool:
     """Tell whether two host names belong to one domain, as far as names can tell.
 
-    Their last two labels are equal; where these look like a public suffix with a country
-    code (``co.uk``), three. Addresses are related to themselves only.
+    Their last two labels are equal; where these are a country's registration suffix
+    (``co.uk``), three. Addresses are related to themselves only.
     """
     if one == other:
         return True
     if _is_address(one) or _is_address(other):
         return False
     first, second = one.rstrip(".").split("."), other.rstrip(".").split(".")
-    count = 3 if len(first[-1]) == 2 and len(first) > 1 and len(first[-2]) <= 3 else 2
+    shared = len(first[-1]) == 2 and len(first) > 1 and first[-2] in _COUNTRY_SUFFIXES
+    count = 3 if shared else 2
     if min(len(first), len(second)) < count:
         return False
     return first[-count:] == second[-count:]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SEPARATORS = re.compile(r"[\s,]*")
 _SCHEME = re.compile(rf"({_WORD})(?=[\s,]|$)")
-_PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))')
+_PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",=][^\s",]*))')
 _LUMP = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 _ESCAPE = re.compile(r"\\(.)")
 

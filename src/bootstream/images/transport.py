@@ -437,13 +437,17 @@ def retry_after(value: str | None) -> float | None:
 
 
 def _said(answer: Answer) -> str:
-    """Return the first error of a registry's JSON body, in printable form."""
+    """Return the first error of a registry's JSON body, or a line of text, printable."""
     try:
-        document = json.loads(answer.read_all(MAX_ERROR_BODY))
-        first = document["errors"][0]
-        text = str(first.get("message") or first.get("code") or "")
+        data = answer.read_all(MAX_ERROR_BODY)
+        kind = answer.header("Content-Type") or "text/plain"
+        if kind.startswith("text/plain") and not data.startswith(b"{"):
+            text = data[:400].decode("utf-8", "replace").strip()
+        else:
+            first = json.loads(data)["errors"][0]
+            text = str(first.get("message") or first.get("code") or "")
     except (BootstreamError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return ""
     except RecursionError:
         return ""
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+    return "".join(c if c.isprintable() else "?" for c in text.rstrip("."))[:200]
