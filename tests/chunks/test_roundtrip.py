@@ -21,7 +21,7 @@ from tests.chunks.helpers import (
 
 from bootstream.chunks.index import Index
 from bootstream.chunks.names import artifact_path, index_path, pack_path
-from bootstream.chunks.reader import ChunkReader, export_artifact, verify_artifact
+from bootstream.chunks.reader import ChunkReader, export_artifact, load_index, verify_artifact
 from bootstream.chunks.report import summarise
 from bootstream.chunks.writer import write_artifact
 from bootstream.errors import InvalidInput
@@ -150,6 +150,36 @@ def test_holes_and_zeros_are_the_same(tmp_path: Path) -> None:
             )
         stores.append({path: data for path, (data, _) in storage.contents.items()})
     assert stores[0] == stores[1]
+
+
+@given(
+    st.integers(0, 1 << 20),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 40_000)), max_size=5),
+    st.sampled_from([4096, 16384, 65536, 1 << 20]),
+)
+@settings(max_examples=60, deadline=None)
+def test_data_anywhere_between_holes(
+    tmp_path_factory: pytest.TempPathFactory,
+    size: int,
+    places: list[tuple[int, int]],
+    chunk_size: int,
+) -> None:
+    """Data may begin and end anywhere in a chunk, whatever the file system's block is."""
+    folder = tmp_path_factory.mktemp("holes")
+    path = folder / "sparse"
+    content = bytearray(size)
+    with path.open("wb") as file:
+        file.truncate(size)
+        for start, length in places:
+            data = b"x" * max(0, min(length, size - start))
+            content[start : start + len(data)] = data
+            file.seek(start)
+            file.write(data)
+    storage = MemoryStorageProvider()
+    write_artifact(
+        path, build_id=build_id(1), artifact=NAME, storage=storage, chunk_size=chunk_size
+    )
+    check(storage, folder, load_index(storage, build_id(1), NAME), bytes(content))
 
 
 def test_the_export_is_sparse(tmp_path: Path) -> None:

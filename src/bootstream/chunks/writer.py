@@ -235,9 +235,9 @@ class _Input:
             data = self._seek(offset, os.SEEK_DATA, self.size)
             start = self.size if data >= self.size else data // chunk_size * chunk_size
             yield from _split(offset, start, max(_HOLE_BATCH, chunk_size), hole=True)
-            end = min(
-                -(-self._seek(start, os.SEEK_HOLE, self.size) // chunk_size) * chunk_size, self.size
-            )
+            # asked from the data on: its chunk may begin before it, in the hole
+            hole = self._seek(data, os.SEEK_HOLE, self.size)
+            end = min(-(-hole // chunk_size) * chunk_size, self.size)
             yield from _split(start, end, step, hole=False)
             offset = end
 
