@@ -36,7 +36,7 @@ from bootstream.images.workers import Task, run_all
 from bootstream.progress import Progress
 
 _DOWNLOADS = 4
-_PIECE = 1 << 20
+_PIECE = 64 << 10  # a slow server is heard of, and can be called off, this often
 _SIGN_IN_TRIES = 3
 _RESTARTS = 2
 _DOCKER_HUB_HOST = "registry-1.docker.io"
@@ -138,22 +138,23 @@ class RegistryClient:
             return self._base, self._auth
 
     def _probe(self, operation: str) -> str:
+        """Return the scheme that a registry of this host speaks; https is tried first."""
+        if self._speaks("https", operation):
+            return "https"
+        self._speaks("http", operation)
+        return "http"
+
+    def _speaks(self, scheme: str, operation: str) -> bool:
+        url = f"{scheme}://{self._host}/v2/"
         try:
-            answer = self._transport.send(
-                "GET", f"https://{self._host}/v2/", headers={}, operation=operation
-            )
+            answer = self._transport.send("GET", url, headers={}, operation=operation)
         except Unavailable as error:
-            if not isinstance(error, NotTls) and not error.transient:
-                raise
-            answer = self._transport.send(
-                "GET", f"http://{self._host}/v2/", headers={}, operation=operation
-            )
-            with answer:
-                answer.drain()
-            return "http"
+            if scheme == "https" and (isinstance(error, NotTls) or error.transient):
+                return False
+            raise
         with answer:
             answer.drain()
-        return "https"
+        return True
 
 
 class RemoteSource:

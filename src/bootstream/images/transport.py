@@ -269,8 +269,8 @@ class Transport:
 
 
 def _redirected(url: str, location: str, operation: str, *, allow_downgrade: bool) -> str:
-    target = urljoin(url, location)
     try:
+        target = urljoin(url, location)
         origin = Origin.of(target)
     except ValueError as error:
         raise Unavailable(
