@@ -99,7 +99,8 @@ def test_fio_verifies_what_it_writes(cli: CommandLine, tmp_path: Path) -> None:
         run(
             "fio", "--name=verify", "--ioengine=nbd", f"--uri={line}", "--rw=randwrite",
             "--bsrange=512-128k", "--bs_unaligned", "--size=8M", "--iodepth=16",
-            "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--randseed=3",
+            "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0",
+            "--randseed=3",
         )  # fmt: skip
     assert cli.json("verify", "demo:1")["ok"]
     cli.ok("export", "demo:1", tmp_path / "again")

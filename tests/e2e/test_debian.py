@@ -13,8 +13,9 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,7 +170,7 @@ def tree_of_image(image: Path) -> Tree:
                 data: object = system.readlink(path)
             elif kind == stat.S_IFREG:
                 with system.open(path) as opened:
-                    digest = hashlib.file_digest(opened, "sha256")  # type: ignore[arg-type]  # raw
+                    digest = hashlib.file_digest(opened, "sha256")
                 data = status.size, digest.hexdigest()
             else:
                 data = None
@@ -180,7 +181,7 @@ def tree_of_image(image: Path) -> Tree:
     return with_links(tree, inodes)
 
 
-def differences(ours: Tree, theirs: Tree) -> list[object]:
+def differences(ours: Tree, theirs: Tree) -> Sequence[object]:
     names = sorted(ours.keys() | theirs.keys())
     return [(n, ours.get(n), theirs.get(n)) for n in names if ours.get(n) != theirs.get(n)][:5]
 
@@ -272,7 +273,9 @@ def test_one_file_change_stores_little(
     assert second["stored"] < first["stored"] * 0.02
 
 
-def show(store: dict[str, str], name: str) -> dict[str, object]:
-    shown = json.loads(run(sys.executable, "-m", "bootstream", "show", name, "--json", **store))
+def show(store: dict[str, str], name: str) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(
+        run(sys.executable, "-m", "bootstream", "show", name, "--json", **store)
+    )
     artifact = shown["artifacts"]["rootfs.ext4"]
     return shown | {"stored": artifact["stored_size"]}

@@ -251,7 +251,7 @@ def test_living_build_is_never_collected(storage: MemoryStorageProvider) -> None
         assert result.builds == []
         assert result.held[session.build_id] == "in progress"
         session.publish(draft(session))
-    assert Catalogue(storage).resolve(session.build_id)
+    assert Catalogue(storage).resolve(session.build_id).build_id == session.build_id
 
 
 def test_builder_that_was_taken_over_stops(storage: MemoryStorageProvider) -> None:
@@ -288,7 +288,7 @@ def test_lost_answers_do_not_lose_the_build(storage: MemoryStorageProvider) -> N
         storage.open_object(heartbeat_path(session.build_id)).put(body)  # another etag, our bytes
         assert session._renew()
         session.publish(draft(session))
-    assert read_published(storage, session.build_id)
+    assert read_published(storage, session.build_id)[0].build_id == session.build_id
 
 
 def test_builder_wins_against_a_late_collector(storage: MemoryStorageProvider) -> None:

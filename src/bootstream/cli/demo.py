@@ -232,7 +232,7 @@ class Demo:
 
     def _show(self, arguments: tuple[str, ...]) -> None:
         click.echo(f"$ bootstream {shlex.join(arguments)}")
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
 
     def _insist_on_success(self, code: int, arguments: tuple[str, ...], complaint: str) -> None:
         """Raise what a failed command said; an interruption is told as one."""

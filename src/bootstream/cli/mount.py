@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def mount(cli: Cli, ref: str, folder: Path, read_only: bool) -> None:
         image = stack.enter_context(_nbdfuse(socket, scratch, read_only=read_only))
         stack.enter_context(_mounted(mounter, image, folder, read_only=read_only))
         click.echo(f"mounted {ref} on {folder}")
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         wait_for_end(cli.interruption)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def serve(
     with cli.interruption, serving(cli, wanted) as uri:
         if ready_fd is None:
             click.echo(uri)
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
         else:
             os.write(ready_fd, b"\n")
             os.close(ready_fd)

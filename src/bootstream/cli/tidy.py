@@ -134,7 +134,7 @@ def du(cli: Cli, template: str | None, as_json: bool) -> None:
     if as_json:
         emit_json([asdict(build) for build in builds])
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             build.template_id or "-",
             build.build_id,
