@@ -155,9 +155,8 @@ class NodeCache:
             held = [(p, n, s) for p in self._packs.values() for n, s in p.segments.items()]
             if len(held) > self._most_open:
                 self._empty_tables()
-                held.sort(key=lambda entry: (entry[2].touched, -entry[2].idle))
-                for pack, number, segment in held[: len(held) // 2]:
-                    del segment
+                held.sort(key=lambda entry: entry[2].used_ns)
+                for pack, number, _ in held[: len(held) // 2]:
                     self._release(pack, number)
 
     def _keep(self) -> None:
@@ -170,8 +169,8 @@ class NodeCache:
             self._empty_tables()
             for pack in self._packs.values():
                 for number, segment in list(pack.segments.items()):
-                    if segment.touched:
-                        segment.touched, segment.idle = False, 0
+                    if segment.used_ns != segment.seen_ns:
+                        segment.seen_ns, segment.idle = segment.used_ns, 0
                         segment.stamp()
                         continue
                     segment.idle += 1
@@ -183,7 +182,7 @@ class NodeCache:
         with self._lock:
             for pack in self._packs.values():
                 for segment in list(pack.segments.values()):
-                    if segment.touched:
+                    if segment.used_ns != segment.seen_ns:
                         segment.stamp()
 
     def _empty_tables(self) -> None:

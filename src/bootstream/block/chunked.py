@@ -66,7 +66,7 @@ class ChunkedDevice:
                 self._packs.append(cache.pack(*names, raw=pack.raw, chunk_size=index.chunk_size))
             cache.attach(self._views)
         self._recent = RecentChunks(max(_MEMORY, 4 * index.chunk_size))
-        self._fetches = Fetches(self._find, reader.fetch, self._keep)
+        self._fetches = Fetches(self._arrived, reader.fetch, self._keep)
         self._ahead = ReadAhead(
             self._bring,
             self._fetches.wait_until_quiet,
@@ -138,22 +138,32 @@ class ChunkedDevice:
     # Chunks
 
     def _find(self, chunk: int) -> memoryview | None:
-        """Return the chunk's view if it is zeros, cached or still in memory."""
+        """Return the chunk's view for a reader, and keep it in the table if it is warm."""
+        view = self._locate(chunk)
+        if view is not None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            self._views[chunk] = view
+            return view
+        return self._recent.get(chunk)
+
+    def _locate(self, chunk: int) -> memoryview | None:
+        """Return the chunk's view if it is zeros or cached.
+
+        Only what a reader asked for goes into the table: read-ahead knows by a chunk that
+        is not there how far the reader has come.
+        """
         ref = self._index.lookup(chunk)
         length = min(self._chunk_size, self.size - (chunk << self._shift))
         if ref is None:
-            view: memoryview | None = ZEROS[:length]
-        else:
-            view = None
-            if self._packs:
-                view = self._packs[ref.pack].find(ref.ordinal, ref.sha256, length)
-            if view is None:
-                return self._recent.get(chunk)
-        assert view is not None
-        if len(self._views) >= _MOST_VIEWS:
-            self._views.clear()
-        self._views[chunk] = view
-        return view
+            return ZEROS[:length]
+        if self._packs:
+            return self._packs[ref.pack].find(ref.ordinal, ref.sha256, length)
+        return None
+
+    def _arrived(self, chunk: int) -> memoryview | None:
+        """Return the chunk's view if it is here, for whoever is about to fetch it."""
+        return self._locate(chunk) or self._recent.get(chunk)
 
     def _keep(self, chunk: int, data: Data) -> memoryview:
         """Put a chunk that arrived into the cache, or else into memory."""
@@ -172,7 +182,7 @@ class ChunkedDevice:
         while chunk < stop:
             count, zero = self._index.run(chunk, stop - chunk)
             if not zero:
-                missing += [c for c in range(chunk, chunk + count) if self._find(c) is None]
+                missing += [c for c in range(chunk, chunk + count) if self._arrived(c) is None]
             chunk += count
         if missing:
             self._fetches.get(missing, demand=False)

@@ -1,7 +1,7 @@
 """Fetching ahead of readers that read in order, and on request.
 
 A device tells of every request that touches chunks it had not touched before. A request
-that begins where an earlier one ended continues its stream; from the third on, the chunks
+that begins where an earlier one ended continues its stream; from the fourth on, the chunks
 behind it are fetched ahead, 256 KiB at first and twice as much each time, up to 4 MiB.
 Random reads continue no stream, so they cost no byte more than they ask for.
 """
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 
 FIRST_WINDOW = 256 << 10
 LARGEST_WINDOW = 4 << 20
-_STREAMS = 32
-_EVIDENCE = 2
+_STREAMS = 16
+_EVIDENCE = 3
 _THREADS = 2
 _MOST_JOBS = 64
 _PATIENCE_SECONDS = 0.1
@@ -69,15 +69,19 @@ class ReadAhead:
 
     def note(self, first: int, last: int) -> None:
         """A request touched these chunks, at least one of them for the first time."""
+        after = last + 1
         with self._condition:
-            stream = self._streams.pop(first, None) or self._streams.pop(first + 1, None)
+            stream = self._streams.pop(first, None)
+            if stream is None and last > first:  # the chunk that two requests share
+                stream = self._streams.pop(first + 1, None)
+            if stream is None and after in self._streams:
+                return  # a chunk that was read before, perhaps in smaller pieces
             if stream is None:
                 stream = _Stream(self._first_window)
                 if len(self._streams) >= _STREAMS:
                     self._streams.popitem(last=False)
             else:
                 stream.run += 1
-            after = last + 1
             self._streams[after] = stream
             if stream.run < _EVIDENCE or stream.frontier - after > stream.window // 2:
                 return

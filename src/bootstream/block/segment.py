@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,8 @@ class Damaged(Exception):
 class Segment:
     """An open, pinned and mapped segment. Safe to use from several threads and processes.
 
-    ``touched`` is set by whoever finds a chunk here, and cleared by the cache.
+    ``used_ns`` is when a chunk was last found or put here, in nanoseconds since the epoch;
+    ``seen_ns`` and ``idle`` are the cache's notes on that.
     """
 
     __slots__ = (
@@ -86,14 +88,16 @@ class Segment:
         "_states",
         "idle",
         "path",
-        "touched",
+        "seen_ns",
+        "used_ns",
     )
 
     def __init__(self, descriptor: int, path: Path, layout: Layout) -> None:
         self._descriptor = descriptor  # first: __del__ closes it whatever follows
         self._layout = layout
         self.path = path
-        self.touched = True
+        self.used_ns = time.time_ns()
+        self.seen_ns = 0
         self.idle = 0
         mapping = mmap.mmap(
             descriptor, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, **_MMAP_OPTIONS
@@ -115,7 +119,7 @@ class Segment:
         view = self._data[start : start + length]
         if state != PRESENT and not self._verify(slot, view, digest):
             return None
-        self.touched = True
+        self.used_ns = time.time_ns()
         return view
 
     def _verify(self, slot: int, view: memoryview, digest: bytes) -> bool:
@@ -142,12 +146,12 @@ class Segment:
         write_all(self._descriptor, [data], layout.data + start)
         write_all(self._descriptor, [digest], layout.digests + slot * DIGEST)
         self._set_state(slot, PRESENT)
-        self.touched = True
+        self.used_ns = time.time_ns()
         return self._data[start : start + length]
 
     def stamp(self) -> None:
-        """Tell every process that the segment was in use just now."""
-        os.utime(self._descriptor)
+        """Tell every process when the segment was last in use."""
+        os.utime(self._descriptor, ns=(self.used_ns, self.used_ns))
 
     def release(self) -> None:
         """Let evictors have it; views of it stay valid."""
