@@ -74,7 +74,7 @@ requests_ = st.lists(
         st.builds(request, st.integers(2, 9), cookie=st.integers(0, 2**64 - 1)),
         st.builds(request, st.just(0), offset=st.integers(0, 2**64 - 1), length=st.just(77)),
         st.builds(write, st.binary(max_size=300), flags=st.integers(0, 65535)),
-        st.integers(1, 400_000),
+        st.integers(1, 3_000_000),
     ),
     max_size=6,
 )

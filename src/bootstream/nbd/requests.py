@@ -35,7 +35,8 @@ The payload is None for every other command, and for a WRITE that is longer than
 :data:`~bootstream.nbd.protocol.MAX_PAYLOAD`, whose bytes are dropped.
 """
 
-_SMALL = 128 << 10
+# Room for several writes of usual size in one receive.
+_SMALL = 1 << 20
 _LARGE = MAX_PAYLOAD + HEADER.size
 _FUA = int(CommandFlag.FUA)
 _DF = int(CommandFlag.DF)
@@ -48,12 +49,12 @@ class RequestReader:
     Args:
         leftover: what was received beyond the handshake.
 
-    The buffer is small until a payload does not fit; then it is an anonymous mapping, whose
-    pages the kernel gives as bytes really arrive.
+    The buffer is an anonymous mapping, whose pages the kernel gives as bytes really arrive;
+    a larger one once a payload does not fit.
     """
 
     def __init__(self, leftover: bytes = b"") -> None:
-        self._view = memoryview(bytearray(max(_SMALL, len(leftover))))
+        self._view = memoryview(mmap.mmap(-1, max(_SMALL, len(leftover))))
         self._view[: len(leftover)] = leftover
         self._start = 0
         self._end = len(leftover)
@@ -78,7 +79,7 @@ class RequestReader:
             end = self._end
         # Of a long payload just its own bytes, so that the buffer is empty after it and
         # nothing has to be moved; otherwise whatever came.
-        if missing > _SMALL // 2:
+        if missing > _SMALL // 4:
             return self._view[end : end + missing]
         return self._view[end:]
 
