@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bootstream.block.inflight import Deliver
@@ -44,6 +46,17 @@ def store_image(
     )
     path.unlink()
     return ChunkReader(storage, load_index(storage, build_id, ARTIFACT))
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file beyond ``size``: its disk is full there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class WatchedReader:

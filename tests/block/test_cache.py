@@ -7,18 +7,18 @@ import hashlib
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.block.helpers import largest_file
 
 from bootstream.block.cache import NodeCache, PackCache
 from bootstream.block.segment import PAGE, Layout
@@ -339,17 +339,6 @@ def test_deleted_under_a_process(tmp_path: Path) -> None:
         assert fill(pack, slots) == [chunk_of(slots)]
     with closing(NodeCache(folder, 64 << 20)) as cache:
         assert find(pack_of(cache), slots) == chunk_of(slots)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let this process write no file beyond ``size``."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

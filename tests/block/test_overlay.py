@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.block.helpers import largest_file
 
 from bootstream.block.file import FileDevice
 from bootstream.block.overlay import Overlay
@@ -344,17 +343,6 @@ def test_kill_while_making(tmp_path: Path) -> None:
     path.write_bytes(bytes(len(data)))
     overlay(path).close()
     assert path.read_bytes()[:8] == data[:8]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let this process write no file beyond ``size``."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_full_disk(tmp_path: Path) -> None:
