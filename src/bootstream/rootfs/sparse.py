@@ -126,8 +126,6 @@ def _read_lines(read: Callable[[int], bytes]) -> array[int]:
             raise ValueError("the content ends inside it")
         lines = (rest + block).split(b"\n")
         rest = lines.pop()
-        if len(rest) > 30:
-            raise ValueError("a line is no number")
         for line in lines:
             number = _positive(decimal(line))
             if wanted is None:
@@ -140,6 +138,9 @@ def _read_lines(read: Callable[[int], bytes]) -> array[int]:
                     break  # what follows in this block is padding
             if wanted == 0:
                 break
+        # Not of the block in which the map ends: what is left there is padding.
+        if len(rest) > 30 and (wanted is None or len(parts) < wanted):
+            raise ValueError("a line is no number")
     return parts
 
 
