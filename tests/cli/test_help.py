@@ -96,7 +96,7 @@ def test_document_names_every_verb_option_and_code() -> None:
         }
         said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section[1]))
         assert known <= said, f"{name}: not described: {known - said}"
-        elsewhere = {"--help", "--json", "--debug", "--store", "--quiet", "--verbose"}
+        elsewhere = {"--help", "--version", "--json", "--debug", "--store", "--quiet", "--verbose"}
         assert said - known <= elsewhere, f"{name}: no such option: {said - known}"
     for code, _what in EXIT_CODES:
         assert re.search(rf"^\| {code} \|", document, re.M), f"exit code {code}"
