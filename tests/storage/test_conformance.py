@@ -22,6 +22,7 @@ class TestMemory(StorageConformance):
     """The store in memory."""
 
     in_memory: ClassVar[bool] = True
+    has_bucket: ClassVar[bool] = False
     stream_size: ClassVar[int] = 32 << 20
 
     @pytest.fixture
@@ -38,6 +39,11 @@ class TestLocal(StorageConformance):
     @pytest.fixture
     def provider(self, tmp_path: Path) -> StorageProvider:
         return LocalStorageProvider(tmp_path / "store")
+
+    @pytest.fixture
+    def lost(self, tmp_path: Path) -> StorageProvider:
+        (tmp_path / "file").write_bytes(b"no folder")
+        return LocalStorageProvider(tmp_path / "file")
 
 
 class TestLocalNamed(TestLocal):
@@ -68,6 +74,7 @@ class TestRetriedFaults(StorageConformance):
     """A bad network under the layer that mends it."""
 
     in_memory: ClassVar[bool] = True
+    has_bucket: ClassVar[bool] = False
     stream_size: ClassVar[int] = 32 << 20
     key_count: ClassVar[int] = 500
 

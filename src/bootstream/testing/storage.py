@@ -15,615 +15,45 @@ those of a cloud's bucket, at sizes for every commit.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import threading
-import tracemalloc
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from bootstream.errors import (
     AlreadyExists,
-    BootstreamError,
-    InvalidInput,
-    NotFound,
-    ObjectNotFound,
+    BucketNotFound,
     PreconditionFailed,
 )
-from bootstream.storage.objects import ObjectReader, copy_object, read_exact, read_small
-from bootstream.storage.protocol import ReadableBuffer, StorageProvider
-
-ODD_NAMES = (
-    "plain",
-    "with space",
-    " leading and trailing ",
-    "percent%2Fslash",
-    "%",
-    "%00",
-    "plus+and&equals=1",
-    "question?mark#hash",
-    "back\\slash",
-    "quote\"apostrophe'",
-    "semi;colon:at@",
-    "brackets[1]{2}<3>",
-    "star*",
-    "dot.",
-    ".hidden",
-    "...",
-    "a..b",
-    "trailing./dots../in../folders...",
-    "~tilde",
-    "-dash",
-    "grüße",
-    "gru\u0308ße",
-    "日本語/テンプレート",
-    "emoji-🚀",
-    "\u202eright-to-left",
-    "UPPER",
-    "upper",
+from bootstream.storage.objects import read_small
+from bootstream.storage.protocol import StorageProvider
+from bootstream.testing.storagecontent import ContentConformance
+from bootstream.testing.storagekit import (
+    BrokenSink,
+    HashingSink,
+    PatternSource,
+    SourceBroke,
+    at_once,
+    content,
+    paths,
 )
-
-BAD_NAMES = (
-    "",
-    "/",
-    "/absolute",
-    "trailing/",
-    "double//slash",
-    ".",
-    "..",
-    "a/../b",
-    "a/./b",
-    "../escape",
-    "a/..",
-    "nul\0",
-    "line\nbreak",
-    "tab\t",
-    "bell\x07",
-    "delete\x7f",
-    "c1\x85",
-    "surrogate\udc80",
-    "a" * 1025,
-    "ü" * 513,
-)
-
-
-class PatternSource:
-    """A source of ``size`` bytes that never lie in memory together, with their sha256.
-
-    ``short`` bounds what one read returns. ``fail_at`` raises ``error`` after so many bytes.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        short: int | None = None,
-        fail_at: int | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        self._left = size
-        self._done = 0
-        self._short = short
-        self._fail_at = fail_at
-        self._error = error
-        self._block = bytes(range(251)) * 4177  # a little over 1 MiB, no power of two
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int, /) -> bytes:
-        """Return the next bytes."""
-        if self._fail_at is not None and self._done >= self._fail_at and self._error is not None:
-            raise self._error
-        start = self._done % 251
-        count = min(size, self._left, self._short or size, len(self._block) - start)
-        piece = self._block[start : start + count]
-        self.digest.update(piece)
-        self._done += count
-        self._left -= count
-        return piece
-
-
-class HashingSink:
-    """A sink that keeps a sha256 and a count."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self.count = 0
-
-    def write(self, data: memoryview, /) -> None:
-        """Take it."""
-        self.digest.update(data)
-        self.count += len(data)
-
-
-class BrokenSink:
-    """A sink that raises ``error`` once it has ``room`` bytes."""
-
-    def __init__(self, room: int, error: BaseException) -> None:
-        self._room = room
-        self._error = error
-
-    def write(self, data: memoryview, /) -> None:
-        """Take it, or raise."""
-        self._room -= len(data)
-        if self._room < 0:
-            raise self._error
-
-
-class SourceBroke(Exception):
-    """A source's own error."""
-
-
-def paths(provider: StorageProvider, prefix: str = "") -> list[str]:
-    """Return the paths of a listing."""
-    return [info.path for info in provider.list_objects(prefix)]
-
-
-def content(provider: StorageProvider, path: str) -> bytes:
-    """Return an object's bytes by download."""
-    sink = io.BytesIO()
-    count = provider.open_object(path).write_to(sink)
-    assert count == len(sink.getvalue())
-    return sink.getvalue()
-
-
-def at_once(calls: list[Callable[[], object]]) -> list[object]:
-    """Run all calls at the same time; return results or errors of the package, in order."""
-    barrier = threading.Barrier(len(calls))
-
-    def run(call: Callable[[], object]) -> object:
-        barrier.wait()
-        try:
-            return call()
-        except BootstreamError as error:
-            return error
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(run, calls))
-
-
-class StorageConformance:
-    """The tests. Attributes say what the store can do.
-
-    ``component_bytes``: the longest name between two slashes. ``objects_as_folders``:
-    whether ``a`` and ``a/b`` can both be objects. ``key_count``: objects in the test of
-    many pages. ``stream_size``: bytes of the large object. ``memory_limit``: bytes that
-    moving it may allocate. ``in_memory``: the store itself lies in this process's memory.
-    ``clock_skew``: how far the store's clock may be from this host's.
-    """
-
-    component_bytes: ClassVar[int] = 1024
-    objects_as_folders: ClassVar[bool] = True
-    key_count: ClassVar[int] = 2500
-    stream_size: ClassVar[int] = 256 << 20
-    memory_limit: ClassVar[int] = 64 << 20
-    in_memory: ClassVar[bool] = False
-    clock_skew: ClassVar[timedelta] = timedelta(seconds=30)
-
-    @pytest.fixture
-    def provider(self) -> StorageProvider:
-        """The store to test, empty; to be overridden."""
-        raise NotImplementedError
-
-    # -- reading and writing ------------------------------------------------------------------
-
-    def test_round_trip(self, provider: StorageProvider) -> None:
-        """What is written is read, by every way in and out."""
-        target = provider.open_object("a/b/object")
-        data = bytes(range(256)) * 100
-        etag = target.put(data)
-        assert target.path == "a/b/object"
-        assert content(provider, "a/b/object") == data
-        buffer = bytearray(len(data))
-        assert target.read_at(buffer, 0) == len(data)
-        assert bytes(buffer) == data
-        assert read_small(target, len(data)) == (data, etag)
-        assert target.exists()
-        assert target.size() == len(data)
-        assert [(i.path, i.size, i.etag) for i in provider.list_objects()] == [
-            ("a/b/object", len(data), etag)
-        ]
-
-    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, "cast"])
-    def test_every_kind_of_buffer(self, provider: StorageProvider, kind: type | str) -> None:
-        """Anything with bytes in it can be put, and be read into."""
-        data = b"0123456789abcdef"
-        if kind == "cast":
-            given: ReadableBuffer = memoryview(data).cast("I")
-        else:
-            assert isinstance(kind, type)
-            given = kind(data)
-        provider.open_object("put").put(given)
-        assert content(provider, "put") == data
-
-        class Once:
-            def __init__(self) -> None:
-                self.left: list[ReadableBuffer] = [b"", given]
-
-            def read(self, size: int, /) -> ReadableBuffer:
-                del size
-                return self.left.pop()
-
-        assert provider.open_object("streamed").read_from(Once()) == len(data)
-        assert content(provider, "streamed") == data
-        for into in (bytearray(16), memoryview(bytearray(16)), memoryview(bytearray(16)).cast("H")):
-            assert provider.open_object("put").read_at(into, 0) == 16
-            assert bytes(into) == data
-        inside = bytearray(b"." * 20)
-        assert provider.open_object("put").read_at(memoryview(inside)[2:18], 0) == 16
-        assert bytes(inside) == b".." + data + b".."
-
-    def test_file(self, provider: StorageProvider, tmp_path: Path) -> None:
-        """A local file is uploaded, over what was there; a sparse one with its zeros."""
-        source = tmp_path / "file"
-        target = provider.open_object("file")
-        with source.open("wb") as file:
-            file.write(b"start")
-            file.seek(3 << 20)
-            file.write(b"middle")
-            file.truncate(5 << 20)
-        target.write_from_file_system(source)
-        assert content(provider, "file") == source.read_bytes()
-        source.write_bytes(b"short")
-        target.write_from_file_system(str(source))
-        assert content(provider, "file") == b"short"
-        source.write_bytes(b"")
-        target.write_from_file_system(source)
-        assert content(provider, "file") == b""
-
-    def test_missing_file(self, provider: StorageProvider, tmp_path: Path) -> None:
-        """A local file that is not there, or is a folder, is named; nothing is written."""
-        target = provider.open_object("file")
-        with pytest.raises(NotFound) as raised:
-            target.write_from_file_system(tmp_path / "missing")
-        assert not isinstance(raised.value, ObjectNotFound)
-        assert str(tmp_path / "missing") in str(raised.value)
-        with pytest.raises(InvalidInput):
-            target.write_from_file_system(tmp_path)
-        assert paths(provider) == []
-
-    def test_missing_object(self, provider: StorageProvider) -> None:
-        """Every kind of reading says that it is not there, and names it."""
-        provider.open_object("other").put(b"x")
-        for path in ("missing", "missing/below", "other-not", "folder/missing"):
-            target = provider.open_object(path)
-            for read in (
-                target.stat,
-                target.size,
-                lambda t=target: t.read_at(bytearray(1), 0),
-                lambda t=target: t.read_at(bytearray(0), 0),
-                lambda t=target: t.read_at(bytearray(1), 1 << 40),
-                lambda t=target: t.write_to(io.BytesIO()),
-                lambda t=target: ObjectReader(t).read(1),
-                lambda t=target: copy_object(t, provider.open_object("copy")),
-            ):
-                with pytest.raises(ObjectNotFound) as raised:
-                    read()
-                assert path in (raised.value.object or "")
-            assert not target.exists()
-        assert paths(provider) == ["other"]
-
-    def test_handle_touches_nothing(self, provider: StorageProvider) -> None:
-        """Opening creates nothing, and a handle sees what comes after it."""
-        target = provider.open_object("later")
-        assert paths(provider) == []
-        provider.open_object("later").put(b"now")
-        assert target.size() == 3
-
-    def test_folder_is_no_object(self, provider: StorageProvider) -> None:
-        """What is only a prefix of names does not exist itself."""
-        provider.open_object("folder/object").put(b"x")
-        target = provider.open_object("folder")
-        assert not target.exists()
-        with pytest.raises(ObjectNotFound):
-            target.stat()
-        with pytest.raises(ObjectNotFound):
-            target.read_at(bytearray(1), 0)
-        with pytest.raises(ObjectNotFound):
-            target.write_to(io.BytesIO())
-        target.delete()
-        assert paths(provider) == ["folder/object"]
-
-    def test_empty_object(self, provider: StorageProvider) -> None:
-        """No bytes are an object too."""
-        target = provider.open_object("empty")
-        target.put(b"")
-        assert target.exists()
-        assert target.size() == 0
-        assert target.read_at(bytearray(8), 0) == 0
-        assert target.read_at(bytearray(0), 0) == 0
-        assert content(provider, "empty") == b""
-        provider.open_object("streamed").read_from(io.BytesIO())
-        assert [(i.path, i.size) for i in provider.list_objects()] == [
-            ("empty", 0),
-            ("streamed", 0),
-        ]
-
-    def test_ranges(self, provider: StorageProvider) -> None:
-        """A buffer is filled from anywhere; short only where the object ends."""
-        data = hashlib.sha256(b"x").digest() * 1000
-        target = provider.open_object("ranges")
-        target.put(data)
-        size = len(data)
-        for offset, length in (
-            (0, 1), (0, size), (1, size - 1), (size - 1, 1), (12345, 678), (0, 0), (size, 0),
-            (size - 1, 2), (size - 10, 100), (0, size + 1), (size, 1), (size + 1, 1),
-            (size + (1 << 20), 4096), (1 << 62, 1), (1 << 63, 1), (1 << 70, 1),
-        ):  # fmt: skip
-            buffer = bytearray(b"\xee" * length)
-            expected = data[offset : offset + length]
-            assert target.read_at(buffer, offset) == len(expected)
-            assert bytes(buffer[: len(expected)]) == expected
-        with pytest.raises(InvalidInput):
-            target.read_at(bytearray(1), -1)
-        whole = bytearray(10)
-        read_exact(target, whole, 5)
-        assert bytes(whole) == data[5:15]
-
-    def test_parallel_ranges(self, provider: StorageProvider) -> None:
-        """One handle serves many threads."""
-        data = b"".join(n.to_bytes(4, "big") for n in range(1 << 16))
-        target = provider.open_object("parallel")
-        target.put(data)
-
-        def read(number: int) -> bool:
-            offset = number * 997 % (len(data) - 5000)
-            buffer = bytearray(5000)
-            return target.read_at(buffer, offset) == 5000 and buffer == data[offset : offset + 5000]
-
-        with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(read, range(200)))
-
-    def test_short_reads_are_not_the_end(self, provider: StorageProvider) -> None:
-        """A source may give less than it was asked for."""
-        source = PatternSource(3_000_001, short=7919)
-        target = provider.open_object("short")
-        assert target.read_from(source) == 3_000_001
-        sink = HashingSink()
-        assert target.write_to(sink) == 3_000_001
-        assert sink.digest.digest() == source.digest.digest()
-
-    @pytest.mark.timeout(600)
-    def test_large_object_in_little_memory(self, provider: StorageProvider) -> None:
-        """Memory use does not depend on the size, in either direction."""
-        source, sink = PatternSource(self.stream_size), HashingSink()
-        target = provider.open_object("large")
-        tracemalloc.start()
-        try:
-            assert target.read_from(source) == self.stream_size
-            peak_up = tracemalloc.get_traced_memory()[1]
-            tracemalloc.reset_peak()
-            assert target.write_to(sink) == self.stream_size
-            peak_down = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert sink.count == target.size() == self.stream_size
-        assert sink.digest.digest() == source.digest.digest()
-        if not self.in_memory:
-            assert max(peak_up, peak_down) < self.memory_limit
-
-    @pytest.mark.parametrize("fail_at", [0, 1, 1 << 20, 9 << 20])
-    def test_source_that_raises_leaves_nothing(
-        self, provider: StorageProvider, fail_at: int
-    ) -> None:
-        """Its error passes as it is; no object appears, and none is harmed."""
-        broken = PatternSource(10 << 20, short=1 << 18, fail_at=fail_at, error=SourceBroke())
-        with pytest.raises(SourceBroke):
-            provider.open_object("new/object").read_from(broken)
-        assert paths(provider) == []
-        provider.open_object("old").put(b"kept")
-        broken = PatternSource(10 << 20, short=1 << 18, fail_at=fail_at, error=OSError("source"))
-        with pytest.raises(OSError, match=r"^source$"):
-            provider.open_object("old").read_from(broken)
-        assert content(provider, "old") == b"kept"
-        assert provider.collect_uploads(timedelta(0)) == 0
-
-    def test_sink_that_raises(self, provider: StorageProvider) -> None:
-        """Its error passes as it is, and the object can be read again."""
-        provider.open_object("object").put(bytes(3 << 20))
-        for room in (0, 1 << 20, (3 << 20) - 1):
-            with pytest.raises(SourceBroke):
-                provider.open_object("object").write_to(BrokenSink(room, SourceBroke()))
-        assert content(provider, "object") == bytes(3 << 20)
-
-    def test_copy(self, provider: StorageProvider) -> None:
-        """An object is a source for another."""
-        provider.open_object("from").read_from(PatternSource(2_500_000))
-        copied = copy_object(provider.open_object("from"), provider.open_object("to"))
-        assert copied == 2_500_000
-        assert content(provider, "to") == content(provider, "from")
-
-    def test_replaced_while_read(self, provider: StorageProvider) -> None:
-        """Readers see the old or the new content, whole; never both, and never nothing."""
-        size = 200_000
-        target = provider.open_object("replaced")
-        target.put(b"\0" * size)
-        stop = threading.Event()
-        torn: list[str] = []
-
-        def read() -> None:
-            while not stop.is_set():
-                buffer = bytearray(size)
-                count = target.read_at(buffer, 0)
-                if count != size or buffer.count(buffer[0]) != size:
-                    torn.append(f"{count} bytes, {buffer[:1]!r}")
-                if paths(provider) != ["replaced"]:
-                    torn.append("not listed")
-
-        with ThreadPoolExecutor(3) as pool:
-            readers = [pool.submit(read) for _ in range(3)]
-            for number in range(1, 30):
-                if number % 2:
-                    target.put(bytes([number]) * size)
-                else:
-                    target.read_from(io.BytesIO(bytes([number]) * size))
-            stop.set()
-            for reader in readers:
-                reader.result()
-        assert torn == []
-
-    # -- names --------------------------------------------------------------------------------
-
-    def test_odd_names(self, provider: StorageProvider) -> None:
-        """Each is itself: written, read and listed as given, none taken for another."""
-        for number, name in enumerate(ODD_NAMES):
-            provider.open_object(name).put(str(number).encode())
-            provider.open_object(f"below/{name}").put(b"below")
-        assert paths(provider, "below") == sorted(
-            (f"below/{name}" for name in ODD_NAMES), key=str.encode
-        )
-        for number, name in enumerate(ODD_NAMES):
-            assert content(provider, name) == str(number).encode()
-            provider.open_object(name).delete()
-        assert provider.delete_objects_with_prefix("below") == len(ODD_NAMES)
-        assert paths(provider) == []
-
-    @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-    def test_bad_names(self, provider: StorageProvider, name: str) -> None:
-        """They are refused before anything happens, for objects and for prefixes."""
-        with pytest.raises(InvalidInput):
-            provider.open_object(name)
-        if name and not name.endswith("/"):
-            with pytest.raises(InvalidInput):
-                list(provider.list_objects(name))
-        if not name.endswith("trailing/"):
-            with pytest.raises(InvalidInput):
-                provider.delete_objects_with_prefix(name)
-
-    def test_long_names(self, provider: StorageProvider) -> None:
-        """As long as the store can; what it cannot is refused, not cut."""
-        deep = "d/" * 511 + "ef"
-        for name in (
-            "x" * self.component_bytes,
-            deep,
-            "f/" + "ü" * (self.component_bytes // 2 - 1),
-        ):
-            try:
-                target = provider.open_object(name)
-            except InvalidInput:
-                assert name == deep  # a wrapper's prefix may take a part of the 1024 bytes
-                continue
-            target.put(b"long")
-            assert content(provider, name) == b"long"
-            assert name in paths(provider)
-            target.delete()
-        if self.component_bytes < 1024:
-            for name in ("x" * (self.component_bytes + 1), "a/" + "x" * 1000 + "/b"):
-                with pytest.raises(InvalidInput):
-                    provider.open_object(name)
-        assert paths(provider) == []
-
-    def test_object_beside_its_folder(self, provider: StorageProvider) -> None:
-        """``a`` and ``a/b`` are both objects, or the second is refused and harms nothing."""
-        for first, second in (("one", "one/below/it"), ("two/below/it", "two")):
-            provider.open_object(first).put(b"first")
-            if self.objects_as_folders:
-                provider.open_object(second).put(b"second")
-                assert content(provider, second) == b"second"
-            else:
-                for condition in (False, True):
-                    with pytest.raises(InvalidInput):
-                        provider.open_object(second).put(b"", if_none_match=condition)
-                with pytest.raises(InvalidInput):
-                    provider.open_object(second).read_from(io.BytesIO(b"second"))
-                with pytest.raises(PreconditionFailed):
-                    provider.open_object(second).put(b"", if_match="none")
-                assert not provider.open_object(second).exists()
-            assert content(provider, first) == b"first"
-            provider.open_object(second).delete()
-            provider.open_object(first).delete()
-            provider.open_object(second).put(b"alone")
-            provider.open_object(second).delete()
-        assert paths(provider) == []
-
-    # -- listing and deleting by prefix -------------------------------------------------------
-
-    def test_listing(self, provider: StorageProvider) -> None:
-        """In the order of the UTF-8 bytes of whole paths; prefixes are whole components."""
-        names = ["a-b", "a.b/c", "a/b", "a/b-c", "a0", "ab/c", "b", "é", "～", "\U0001f680"]
-        for name in reversed(names):
-            provider.open_object(name).put(name.encode())
-        assert paths(provider) == sorted(names, key=str.encode) == names
-        assert paths(provider, "a") == paths(provider, "a/") == ["a/b", "a/b-c"]
-        assert paths(provider, "a/b") == []
-        assert paths(provider, "ab") == ["ab/c"]
-        assert paths(provider, "missing") == paths(provider, "b/c") == []
-        for info in provider.list_objects():
-            stat = provider.open_object(info.path).stat()
-            assert (info.size, info.etag, info.last_modified) == (
-                stat.size,
-                stat.etag,
-                stat.last_modified,
-            )
-        assert not isinstance(provider.list_objects(), list), "listings stream"
-
-    @pytest.mark.timeout(600)
-    def test_many_objects(self, provider: StorageProvider) -> None:
-        """All pages are followed, in order, by listings and deletions."""
-        names = [f"many/{n % 7}/{n:06}" for n in range(self.key_count)]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda name: provider.open_object(name).put(b""), names))
-        provider.open_object("many-others").put(b"")
-        assert paths(provider, "many") == sorted(names)
-        inside = [name for name in names if name.startswith("many/3/")]
-        assert paths(provider, "many/3") == inside
-        assert provider.delete_objects_with_prefix("many/3/") == len(inside)
-        assert provider.delete_objects_with_prefix("many") == self.key_count - len(inside)
-        assert paths(provider) == ["many-others"]
-
-    def test_listing_while_others_delete(self, provider: StorageProvider) -> None:
-        """What goes is no trouble; what stays is there."""
-        stays = [f"s/{n:03}" for n in range(0, 300, 3)]
-        goes = [f"s/{n:03}" for n in range(300) if n % 3]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda name: provider.open_object(name).put(b""), stays + goes))
-        listing = provider.list_objects()
-        seen = [next(listing).path]
-        for name in goes:
-            provider.open_object(name).delete()
-        seen += [info.path for info in listing]
-        assert set(stays) <= set(seen) <= set(stays + goes)
-        assert seen == sorted(seen)
-
-    def test_prefixes_of_each_other(self, provider: StorageProvider) -> None:
-        """``abc`` never touches ``abcd/…``, nor an object called ``abc``."""
-        for name in ("abc/1", "abc/2/3", "abcd/1", "ab/c"):
-            provider.open_object(name).put(b"x")
-        if self.objects_as_folders:
-            provider.open_object("abc").put(b"x")
-        assert provider.delete_objects_with_prefix("abc") == 2
-        left = ["ab/c", "abcd/1"]
-        if self.objects_as_folders:
-            left.insert(1, "abc")
-        assert paths(provider) == left
-
-    def test_deleting_twice(self, provider: StorageProvider) -> None:
-        """Deleting what is not there succeeds, also where there is nothing at all."""
-        provider.open_object("nowhere/at/all").delete()
-        assert provider.delete_objects_with_prefix("nowhere") == 0
-        target = provider.open_object("a/b")
-        target.put(b"x")
-        target.delete()
-        target.delete()
-        assert not target.exists()
-        provider.open_object("a/b").put(b"again")
-        assert provider.delete_objects_with_prefix("a/") == 1
-        assert provider.delete_objects_with_prefix("a/") == 0
-        provider.open_object("a").put(b"")
-        provider.open_object("a/b").delete()
-        assert paths(provider) == ["a"]
-
-    def test_empty_prefix_is_never_deleted(self, provider: StorageProvider) -> None:
-        """Nothing spells "everything"."""
-        provider.open_object("kept").put(b"x")
-        for prefix in ("", "/", ".", "./", "//"):
-            with pytest.raises(InvalidInput):
-                provider.delete_objects_with_prefix(prefix)
-        assert paths(provider) == ["kept"]
+from bootstream.testing.storagenames import NamesConformance
+
+__all__ = [
+    "BrokenSink",
+    "HashingSink",
+    "PatternSource",
+    "SourceBroke",
+    "StorageConformance",
+    "at_once",
+    "content",
+    "paths",
+]
+
+
+class StorageConformance(ContentConformance, NamesConformance):
+    """All of it: bytes, names, and here conditions and metadata."""
 
     # -- conditions ---------------------------------------------------------------------------
 
@@ -798,3 +228,29 @@ class StorageConformance:
             go_on.set()
             assert upload.result() == 2000
         assert content(provider, "slow") == b"x" * 2000
+
+    def test_missing_bucket(self, request: pytest.FixtureRequest) -> None:
+        """That the bucket is missing is another error than that an object is."""
+        if not self.has_bucket:
+            provider: StorageProvider = request.getfixturevalue("provider")
+            assert provider.details().provider
+            assert paths(provider) == []
+            return
+        lost: StorageProvider = request.getfixturevalue("lost")
+        target = lost.open_object("a/b")
+        for use in (
+            lost.details,
+            lambda: paths(lost),
+            lambda: lost.delete_objects_with_prefix("a"),
+            lambda: target.put(b"x"),
+            lambda: target.put(b"x", if_none_match=True),
+            lambda: target.put(b"x", if_match="etag"),
+            lambda: target.read_from(PatternSource(10)),
+            lambda: target.read_at(bytearray(1), 0),
+            lambda: target.write_to(HashingSink()),
+            target.stat,
+            target.exists,
+            target.delete,
+        ):
+            with pytest.raises(BucketNotFound):
+                use()
