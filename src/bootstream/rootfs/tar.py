@@ -20,12 +20,13 @@ from bootstream.errors import BootstreamError, Corrupt, InvalidInput
 from bootstream.rootfs.member import DIRECTORY, HARD_LINK, REGULAR, Member, printable
 from bootstream.rootfs.numbers import NANO, decimal, decimal_time, header_number
 from bootstream.rootfs.source import Source
-from bootstream.rootfs.sparse import SparseMap, read_gnu_map, read_pax_map
+from bootstream.rootfs.sparse import MAX_PARTS, SparseMap, read_gnu_map, read_pax_map
 
 BLOCK_SIZE = 512
 MAX_EXTENDED = 1 << 20
 """Bytes of one extended header or long name; the kernel's own limits are far below."""
 MAX_SIZE = 1 << 62
+MAX_RECORDS = 1 << 16
 
 _HEADER = struct.Struct("100s24s12s12s8sc100s8s32s32s16s155s12s")
 _ZEROS = bytes(BLOCK_SIZE)
@@ -77,8 +78,10 @@ class TarReader:
             kind = header[156:157]
             if kind in (b"x", b"X"):
                 found = self._records(header)
-                records = dict(found)
-                sparse_records = [r for r in found if r[0].startswith(b"GNU.sparse.")]
+                records = (records or {}) | dict(found)
+                sparse_records += [r for r in found if r[0].startswith(b"GNU.sparse.")]
+                if len(sparse_records) > 2 * MAX_PARTS or len(records) > MAX_RECORDS:
+                    raise self.corrupt("its extended headers have too many records")
             elif kind == b"g":
                 self._global.update(self._records(header))
             elif kind == b"L":
