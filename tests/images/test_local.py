@@ -249,6 +249,29 @@ def test_damaged_blobs(open_image: Open, tmp_path: Path) -> None:
     assert contents(open_image(reference)) == DATA
 
 
+def test_sha512(open_image: Open, tmp_path: Path) -> None:
+    """Blobs, manifest and diff ids by the other registered digest."""
+    layout = tmp_path / "layout"
+    write_layout(layout, DATA[:1], tag="x")
+    image = resolve(f"oci:{layout}", cache=BlobCache(tmp_path / "cache"))
+    (layout / "blobs" / "sha512").mkdir()
+
+    def put512(data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha512(data).hexdigest()
+        (layout / "blobs" / "sha512" / digest).write_bytes(data)
+        return {"digest": f"sha512:{digest}", "size": len(data)}
+
+    config = json.loads(image.raw_config)
+    config["rootfs"]["diff_ids"] = [f"sha512:{hashlib.sha512(DATA[0]).hexdigest()}"]
+    manifest = {
+        "schemaVersion": 2,
+        "config": put512(json.dumps(config).encode()),
+        "layers": [put512(gzip.compress(DATA[0]))],
+    }
+    replace_root(layout, put512(json.dumps(manifest).encode()))
+    assert contents(open_image(f"oci:{layout}")) == DATA[:1]
+
+
 def test_progress_of_a_local_image(tmp_path: Path) -> None:
     """The phase has the layers' sizes, and cancelling passes."""
     layout = tmp_path / "layout"

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bootstream.errors import (
+    BootstreamError,
     Cancelled,
     Corrupt,
     ImageNotFound,
@@ -28,7 +31,12 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.images import BlobCache, resolve
+from bootstream.images.choice import choose, root_of
+from bootstream.images.credentials import CredentialFile
 from bootstream.images.image import Image
+from bootstream.images.reference import RegistryReference
+from bootstream.images.remote import RegistryClient, RemoteSource
+from bootstream.images.retry import Retry
 from bootstream.images.validate import validate
 from bootstream.progress import NO_PROGRESS, NoProgress
 from bootstream.testing.images import write_index, write_layout
@@ -522,6 +530,55 @@ def test_a_server_that_speaks_something_else(cache: BlobCache) -> None:
         finally:
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(
+        [
+            b"",
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n",
+            b"HTTP/1.1 401 No\r\nWWW-Authenticate: ",
+            b"HTTP/1.1 302 Found\r\nLocation: ",
+            b"HTTP/1.1 429 Slow\r\nRetry-After: ",
+        ]
+    ),
+    st.binary(max_size=60),
+)
+def test_any_answer(cache: BlobCache, start: bytes, rest: bytes) -> None:
+    """Whatever a server sends, what comes of it is an error of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection, contextlib.suppress(ConnectionError):
+                        connection.recv(1 << 16)
+                        connection.sendall(start + rest + b"\r\n\r\n")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        reference = RegistryReference(f"127.0.0.1:{server.getsockname()[1]}", "a", "b")
+        client = RegistryClient(
+            reference, plain_http=True, ca_file=None, credentials=CredentialFile(None)
+        )
+        try:
+            with pytest.raises(BootstreamError):
+                choose_from(RemoteSource(client, reference, cache, retry=Retry(attempts=1)))
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def choose_from(source: RemoteSource) -> object:
+    data, media_type = source.root()
+    root = root_of(data, media_type)
+    return choose(source, [root], reference="x", platform=None, raw_root=data)
 
 
 # -- the cache -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import dup
 from pathlib import Path
@@ -53,12 +53,13 @@ _MANIFEST = "manifest.json"
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00")
 
 
-def open_archive(path: str, *, scratch: Path) -> TarIndex:
+def open_archive(path: str, *, scratch: Callable[[], Path]) -> TarIndex:
     """Return the members of the archive at ``path``.
 
     Args:
         path: a tar, plain or compressed.
-        scratch: an existing folder with room for the decoded archive, if it is compressed.
+        scratch: returns an existing folder with room for the decoded archive; called only
+            if it is compressed.
 
     Raises:
         ImageNotFound: there is no such file.
@@ -67,7 +68,7 @@ def open_archive(path: str, *, scratch: Path) -> TarIndex:
     """
     file = SharedFile.open(path, what="an archive")
     if file.read_at(0, 6).startswith(_COMPRESSED):
-        file = _decode(file, scratch)
+        file = _decode(file, scratch())
     return TarIndex(file, name=path)
 
 
@@ -84,7 +85,7 @@ def _decode(file: SharedFile, scratch: Path) -> SharedFile:
 
 
 def open_oci_archive(
-    reference: LayoutReference, *, scratch: Path, platform: Platform | None
+    reference: LayoutReference, *, scratch: Callable[[], Path], platform: Platform | None
 ) -> SourcedImage:
     """Return an image of an OCI layout in a tar; see ``open_layout`` and ``open_archive``."""
     members = open_archive(reference.path, scratch=scratch)
@@ -93,7 +94,7 @@ def open_oci_archive(
 
 
 def open_docker_archive(
-    reference: DockerArchiveReference, *, scratch: Path, platform: Platform | None
+    reference: DockerArchiveReference, *, scratch: Callable[[], Path], platform: Platform | None
 ) -> SourcedImage:
     """Return an image of what ``docker save`` wrote.
 

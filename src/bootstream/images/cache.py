@@ -34,6 +34,7 @@ from bootstream.images.manifest import Descriptor
 VERSION = "v1"
 PARTIAL_SECONDS = 7 * 86400.0
 RECENT_SECONDS = 3600.0
+DEFAULT_LIMIT = 20 << 30
 _LOCK_POLL_SECONDS = 0.05
 _PIECE = 1 << 20
 
@@ -44,9 +45,10 @@ class BlobCache:
     Args:
         folder: made, with mode 0700, when something is first put there.
         limit: bytes that whole blobs may take; more is pruned after a fetch. None: no limit.
+            Blobs of the last hour stay, so it may be exceeded for that long.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, *, limit: int | None = DEFAULT_LIMIT) -> None:
         self.folder = folder
         self.limit = limit
         self._root = folder / VERSION

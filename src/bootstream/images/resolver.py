@@ -62,8 +62,8 @@ def resolve(
         root = root_of(data, media_type, digest=parsed.digest)
         return choose(source, [root], reference=str(parsed), platform=wanted, raw_root=data)
     if isinstance(parsed, DockerArchiveReference):
-        return open_docker_archive(parsed, scratch=cache.scratch(), platform=wanted)
+        return open_docker_archive(parsed, scratch=cache.scratch, platform=wanted)
     assert isinstance(parsed, LayoutReference)
     if parsed.archive:
-        return open_oci_archive(parsed, scratch=cache.scratch(), platform=wanted)
+        return open_oci_archive(parsed, scratch=cache.scratch, platform=wanted)
     return open_layout(Folder(parsed.path), parsed, platform=wanted)

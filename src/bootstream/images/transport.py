@@ -96,6 +96,7 @@ class Answer:
         self.url = url
         self._response = response
         self._operation = operation
+        self._at_end = False
 
     def header(self, name: str) -> str | None:
         """Return a header, several joined by a comma."""
@@ -113,9 +114,11 @@ class Answer:
     def read(self, size: int) -> bytes:
         """Return 1 to ``size`` bytes of the body, none at its end; Unavailable if cut off."""
         try:
-            return self._response.read(size, decode_content=False)
+            data: bytes = self._response.read(size, decode_content=False)
         except (HTTPError, OSError) as error:
             raise network_error(error, self.url, self._operation) from error
+        self._at_end = not data
+        return data
 
     def read_all(self, limit: int) -> bytes:
         """Return the whole body. Raises Corrupt if it is larger than ``limit`` bytes."""
@@ -152,7 +155,7 @@ class Answer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None or self._response.length_remaining:
+        if error is not None or not self._at_end:
             self._response.close()
         self._response.release_conn()
 
