@@ -190,7 +190,7 @@ def test_read_only(tmp_path: Path) -> None:
     """Refused before anything is sent."""
     with ours(tmp_path, MemoryDevice(image(), writable=False)) as uri, connect(uri) as client:
         assert not client.writable
-        with pytest.raises(PermissionDenied):
+        with pytest.raises(InvalidInput):
             client.write(memoryview(b"x"), 0)
         client.flush()
 

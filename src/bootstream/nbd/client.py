@@ -215,7 +215,7 @@ class Client:
 
     def _insist_writable(self, offset: int, length: int) -> None:
         if not self.writable:
-            raise PermissionDenied("it is read-only", operation="write to", object=self._name)
+            raise InvalidInput("it is read-only", operation="write to", object=self._name)
         block = self._agreement.minimum_block
         if offset % block or length % block:
             raise InvalidInput(
