@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -325,6 +326,21 @@ def test_foreign_things(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         assert fill(pack, *range(64, 400))[-1] == chunk_of(399)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
+def test_leftovers_of_makers(tmp_path: Path) -> None:
+    """What killed makers left is cleared away, and what a living one makes stays."""
+    with closing(NodeCache(tmp_path, 4 << 20)) as cache:
+        pack = pack_of(cache)
+        fill(pack, 0)
+        (path,) = segments(tmp_path)
+        os.link(path, path.with_name("linked.new"))
+        for name, age in (("old.new", 3600), ("young.new", 0)):
+            path.with_name(name).write_bytes(b"x")
+            os.utime(path.with_name(name), (time.time() - age,) * 2)
+        fill(pack, *range(1, 100))
+        assert find(pack, 0) == chunk_of(0)
+        assert sorted(p.name for p in path.parent.glob("*.new")) == ["young.new"]
 
 
 def test_deleted_under_a_process(tmp_path: Path) -> None:

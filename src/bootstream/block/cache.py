@@ -76,7 +76,7 @@ class NodeCache:
         self._packs: dict[bytes, PackCache] = {}
         self._tables: dict[int, ViewTable] = {}
         self._evictor = Evictor(root, limit, self._stamp, self._release_path)
-        self._most_open = max(8, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self._most_open = _most_open()
         self._paused_until = 0.0
         self._warned: set[int | None] = set()
         self._stop = threading.Event()
@@ -123,6 +123,11 @@ class NodeCache:
         return self._evictor.used()
 
     # What PackCache calls
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called: nothing is opened any more."""
+        return self._stop.is_set()
 
     def may_fill(self, size: int) -> bool:
         """Make room for ``size`` more bytes; False if chunks are to be served uncached."""
@@ -242,7 +247,7 @@ class PackCache:
     def _open(self, number: int, *, create: bool) -> Segment | None:
         with self._lock:
             segment = self.segments.get(number)
-            if segment is not None:
+            if segment is not None or self._cache.closed:
                 return segment
             path = self.folder / f"{number:08d}.seg"
             segment = open_segment(path, number, self._layout, create=create)
@@ -256,6 +261,12 @@ class PackCache:
 def _segment_size(limit: int) -> int:
     """The largest power of two up to a sixteenth of the limit, within bounds."""
     return max(_SMALLEST_SEGMENT, min(SEGMENT_SIZE, 1 << max(0, (limit // 16).bit_length() - 1)))
+
+
+def _most_open() -> int:
+    """How many segments to hold: two descriptors each take a quarter of what is allowed."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if allowed == resource.RLIM_INFINITY else max(8, min(4096, allowed // 8))
 
 
 def _boot_id() -> bytes:

@@ -76,6 +76,9 @@ class Evictor:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+                if entry.name.endswith(NEW) and status.st_nlink > 1:
+                    Path(entry.path).unlink(missing_ok=True)  # it has its real name already
+                    continue
                 yield _Found(status.st_mtime_ns, status.st_blocks * 512, Path(entry.path))
 
     def _make_room(self, step: int) -> int:

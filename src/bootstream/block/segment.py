@@ -7,6 +7,7 @@ a late fill can never write into another file that got the same number.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -151,7 +152,8 @@ class Segment:
 
     def stamp(self) -> None:
         """Tell every process when the segment was last in use."""
-        os.utime(self._descriptor, ns=(self.used_ns, self.used_ns))
+        with contextlib.suppress(OSError):
+            os.utime(self._descriptor, ns=(self.used_ns, self.used_ns))
 
     def release(self) -> None:
         """Let evictors have it; views of it stay valid."""
@@ -185,7 +187,7 @@ def _open(path: Path, number: int, layout: Layout) -> Segment:
         raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _check(descriptor, number, layout)
+        _check(descriptor, path, number, layout)
     except BaseException:
         os.close(descriptor)
         raise
@@ -194,11 +196,11 @@ def _open(path: Path, number: int, layout: Layout) -> Segment:
     return segment
 
 
-def _check(descriptor: int, number: int, layout: Layout) -> None:
+def _check(descriptor: int, path: Path, number: int, layout: Layout) -> None:
     """Compare the header with what it must be, and age the states after a reboot."""
     status = os.fstat(descriptor)
-    if not status.st_nlink:
-        raise FileNotFoundError(errno.ENOENT, "evicted")
+    if not os.path.samestat(status, path.lstat()):
+        raise FileNotFoundError(errno.ENOENT, "evicted, and made again")
     size = status.st_size
     expected = layout.header(number, layout.boot_id)
     found = os.pread(descriptor, len(expected), 0)
