@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -106,11 +106,22 @@ def _entries(system: Ext4FileSystem, start: bytes, *, recursive: bool) -> Iterat
     if not stat.S_ISDIR(system.stat(start).mode):
         yield start
         return
-    for name in sorted(system.listdir(start)):
-        path = start.rstrip(b"/") + b"/" + name
+    # Not by recursion: an image may be deeper than the interpreter's stack.
+    waiting = [_children(system, start)]
+    while waiting:
+        path = next(waiting[-1], None)
+        if path is None:
+            waiting.pop()
+            continue
         yield path
         if recursive and stat.S_ISDIR(system.stat(path, follow=False).mode):
-            yield from _entries(system, path, recursive=True)
+            waiting.append(_children(system, path))
+
+
+def _children(system: Ext4FileSystem, folder: bytes) -> Iterator[bytes]:
+    """Return the paths of what is in a folder, sorted."""
+    prefix = folder.rstrip(b"/") + b"/"
+    return iter([prefix + name for name in sorted(system.listdir(folder))])
 
 
 _TYPES = {
@@ -226,6 +237,14 @@ def _insist_on_file(system: Ext4FileSystem, path: bytes, operation: str) -> None
         )
 
 
+class _Folder(NamedTuple):
+    """A folder that is being copied, and the names that are left to do."""
+
+    source: bytes
+    target: Path
+    names: Iterator[bytes]
+
+
 class Copier:
     """Copies out of an image whose names and links are not to be trusted.
 
@@ -239,24 +258,38 @@ class Copier:
 
     def folder(self, source: bytes, target: Path) -> None:
         """Copy a folder with everything below; ``target`` must not exist."""
+        waiting = [self._begin(source, target)]
+        while waiting:
+            folder = waiting[-1]
+            name = next(folder.names, None)
+            if name is None:
+                # Only now: what is put into a folder changes its time.
+                self._finish(folder.source, folder.target)
+                waiting.pop()
+                continue
+            self._cli.interruption.check()
+            if name in (b".", b"..") or b"/" in name:
+                raise Corrupt("a name cannot be", operation="copy", object=printable(folder.source))
+            path = folder.source.rstrip(b"/") + b"/" + name
+            place = folder.target / os.fsdecode(name)
+            if stat.S_ISDIR(self._system.stat(path, follow=False).mode):
+                waiting.append(self._begin(path, place))
+            else:
+                self._one(path, place)
+
+    def _begin(self, source: bytes, target: Path) -> _Folder:
         try:
             target.mkdir(mode=0o700)
         except OSError as error:
             raise from_os_error(error, operation="copy to", object=str(target)) from error
-        for name in sorted(self._system.listdir(source)):
-            self._cli.interruption.check()
-            if name in (b".", b"..") or b"/" in name:
-                raise Corrupt("a name cannot be", operation="copy", object=printable(source))
-            self._one(source.rstrip(b"/") + b"/" + name, target / os.fsdecode(name))
-        self._finish(source, target)
+        return _Folder(source, target, iter(sorted(self._system.listdir(source))))
 
     def _one(self, source: bytes, target: Path) -> None:
+        """Copy what is no folder."""
         mode = self._system.stat(source, follow=False).mode
         try:
-            if stat.S_ISDIR(mode):
-                self.folder(source, target)
-            elif stat.S_ISLNK(mode):
-                os.symlink(self._system.readlink(source), target)  # noqa: PTH211 - a target of any bytes
+            if stat.S_ISLNK(mode):
+                target.symlink_to(os.fsdecode(self._system.readlink(source)))
             elif stat.S_ISREG(mode):
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 self.contents(source, target)

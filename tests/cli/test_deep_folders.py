@@ -1,0 +1,29 @@
+"""Folders in folders, deeper than the interpreter's stack: files and cp go to the bottom."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from bootstream.progress import NO_PROGRESS
+from bootstream.rootfs import Ext4Options, build_ext4
+from bootstream.testing.cli import CommandLine
+from bootstream.testing.images import LayerBuilder
+
+
+def test_deep_folders(tmp_path: Path) -> None:
+    """Listed and copied like any other."""
+    depth = sys.getrecursionlimit() + 100
+    bottom = "/".join(["d"] * depth) + "/f"
+    layer = LayerBuilder().file(bottom, b"bottom\n").finish()
+    options = Ext4Options(max_depth=2 * depth)
+    build_ext4([lambda: io.BytesIO(layer)], tmp_path / "image", options, NO_PROGRESS, seed="deep")
+    cli = CommandLine(tmp_path)
+    cli.ok("import", tmp_path / "image", "-t", "deep")
+    assert cli.ok("files", "deep", "/", "-R").splitlines()[depth] == f"/{bottom}"
+    cli.ok("cp", "deep:/", tmp_path / "copy")
+    assert (tmp_path / "copy" / bottom).read_text() == "bottom\n"
+    # Python's own rmtree goes down by recursion, and would fail at the end of a later session.
+    subprocess.run(["rm", "-r", tmp_path / "copy"], check=True)
