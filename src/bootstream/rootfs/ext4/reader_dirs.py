@@ -11,7 +11,12 @@ from __future__ import annotations
 
 import struct
 
-from bootstream.rootfs.ext4.reader_layout import ROOT_INODE, Superblock, corrupt
+from bootstream.rootfs.ext4.reader_layout import (
+    INCOMPAT_FILETYPE,
+    ROOT_INODE,
+    Superblock,
+    corrupt,
+)
 
 _ENTRY = struct.Struct("<IHBB")
 _SELF = (b".", b"..")
@@ -46,7 +51,7 @@ class DirectoryParser:
             inode, length, size, kind = unpack(data, at)
             if length >= 65532 or length & 3:
                 length = self._long(length)
-            # Whether or not blocks have file types: no name is longer than 255 bytes.
+            # Where entries have no file type, its byte is the length's upper one: see below.
             if length < 12 or length & 3 or at + length > end or size > length - 8:
                 raise corrupt("an entry goes over its block's edge", self._object)
             if inode:
@@ -67,7 +72,7 @@ class DirectoryParser:
     def _insist_on_sound(self, name: bytes, inode: int, kind: int) -> None:
         if not name or b"/" in name or b"\0" in name or name in self.entries:
             raise corrupt("a name is empty, impossible or there twice", self._object)
-        if kind > 7 and not self._super.incompat & 0x2:
+        if kind > 7 and not self._super.incompat & INCOMPAT_FILETYPE:
             raise corrupt("a name is too long", self._object)
         if inode > self._super.inodes or (inode < self._super.first_inode and inode != ROOT_INODE):
             raise corrupt("a name leads to an inode that cannot be", self._object)
