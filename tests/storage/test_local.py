@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -169,6 +170,17 @@ def test_changed_in_place_while_read(store: LocalStorageProvider, root: Path) ->
 
     with pytest.raises(Unavailable):
         store.open_object("object").write_to(Meddler())
+
+
+def test_times_are_finer_than_ticks(store: LocalStorageProvider, root: Path) -> None:
+    """They are of the clock's nanoseconds, so that quick writes differ in more than the inode."""
+    times = []
+    for _ in range(50):
+        before = time.time_ns()
+        store.open_object("a").put(b"")
+        times.append((root / "a").stat().st_mtime_ns)
+        assert before <= times[-1] <= time.time_ns()
+    assert len(set(times)) == 50
 
 
 def test_strange_times(store: LocalStorageProvider, root: Path) -> None:

@@ -179,6 +179,23 @@ def test_file_size_limit(store: LocalStorageProvider, root: Path) -> None:
     assert content(store, "kept/old") == b"old"
 
 
+@pytest.mark.parametrize("name", ["new/deep/object", "old/deep/object", "object"])
+def test_no_room_for_a_name(
+    store: LocalStorageProvider, root: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A disk may be full for names when it is not for bytes: folders made in vain go again."""
+
+    def no_room(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.open_object("old/one").put(b"")
+    monkeypatch.setattr(os, "link", no_room)
+    for condition in (False, True):
+        with pytest.raises(StorageFull):
+            store.open_object(name).put(b"x", if_none_match=condition)
+    assert everything(root) == ["old", "old/one"]
+
+
 def test_full_disk(tmp_path: Path) -> None:
     """A real one, in a mount namespace of its own: nothing is left, and room is named."""
     script = """

@@ -35,8 +35,6 @@ from bootstream.storage.prefix import PrefixStorageProvider
 from bootstream.storage.protocol import ObjectInfo
 from bootstream.testing.storage import PatternSource, content, paths
 
-LOST = Fails(Unavailable, after=True)
-
 
 @pytest.fixture
 def inner() -> MemoryStorageProvider:
