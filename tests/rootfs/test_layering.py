@@ -137,7 +137,7 @@ def play(model: Model, layer: LayerBuilder, step: tuple[str, str, str, int], ser
 
 def seen(tree: Tree) -> dict[str, tuple[object, ...]]:
     """The reader's tree as far as the model knows one."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path, entry in tree.items():
         mode = entry[0]
         assert isinstance(mode, int)
@@ -180,7 +180,9 @@ def test_any_layers_give_what_the_model_says(
         options = Ext4Options(size=4 << 20, block_size=1024)
         build_ext4(openers, image, options, NO_PROGRESS, seed="s")
         assert seen(read_tree(image)) == expected(model)
-        result = subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, check=False, timeout=20)
+        result = subprocess.run(
+            ["e2fsck", "-fn", str(image)], capture_output=True, check=False, timeout=20
+        )
         assert result.returncode == 0, result.stdout
 
 

@@ -216,14 +216,14 @@ def resize_inode_size(block_size: int) -> int:
 
 
 def journal_blocks(blocks: int) -> int:
-    """Return the journal's size for a file system's, as ``mke2fs`` chooses it; 0 for none."""
+    """Return the journal's size for a file system's, as ``mke2fs`` chooses it; 0 for none.
+
+    ``mke2fs`` goes higher for huge file systems; 32768 always fit the inode's four extents.
+    """
     for below, size in ((2048, 0), (32768, 1024), (262144, 4096), (524288, 8192)):
         if blocks < below:
             return size
-    for below, size in ((4194304, 16384), (8388608, 32768), (16777216, 65536)):
-        if blocks < below:
-            return size
-    return 131072
+    return 16384 if blocks < 4194304 else 32768
 
 
 def pack_journal_superblock(block_size: int, blocks: int) -> bytes:
