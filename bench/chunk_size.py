@@ -219,7 +219,8 @@ def reading(image: Image, level: int) -> dict[int, Index]:
 
 def changes(image: Image, before: dict[int, Index], level: int) -> None:
     hostname = image.tree / "etc/hostname"
-    grown = image.tree / "etc/services"
+    files = (path for path in sorted(image.tree.glob("etc/*")) if not path.is_symlink())
+    grown = next(path for path in files if path.is_file() and path.stat().st_size > BLOCK // 2)
 
     def rename() -> None:
         hostname.write_text("other\n")
