@@ -433,6 +433,26 @@ def test_processes_fill_the_same(tmp_path: Path) -> None:
         assert all(find(pack_of(cache), n) == chunk_of(n) for n in range(40))
 
 
+def test_processes_evict_each_others(tmp_path: Path) -> None:
+    """Processes that fill and evict at once only ever see right bytes, within the limit."""
+    code = (
+        "cache.close(); cache = NodeCache(cache.folder, 2 << 20); pack = pack_of(cache)\n"
+        "right, source = 0, random.Random(os.getpid())\n"
+        "for turn in range(400):\n"
+        "    n = source.randrange(40)\n"
+        "    at = n * 7  # spread over several segments\n"
+        "    view = pack.find(at, digests[n], CHUNK)\n"
+        "    if view is None: view = pack.fill(at, digests[n], chunks[n])\n"
+        "    right += view is None or view == chunks[n]\n"
+        "    if turn % 20 == 0: [cache.tidy() for _ in range(8)]\n"
+        "    cache._paused_until = 0\n"
+        "print(right, cache.used() <= (2 << 20) + 2 * CHUNK, flush=True)\n"
+    )
+    with child(tmp_path, code) as one, child(tmp_path, code) as two:
+        assert [line(one), line(two)] == ["ready\n", "ready\n"]
+        assert [line(one), line(two)] == ["400 True\n", "400 True\n"]
+
+
 @pytest.mark.parametrize("rounds", [0, 3, 9])
 def test_kill_while_filling(tmp_path: Path, rounds: int) -> None:
     """After kill -9 at any moment, every chunk that is present is right."""

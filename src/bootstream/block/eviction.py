@@ -60,11 +60,11 @@ class Evictor:
                 self._left -= size
                 return True
             step = max(self._limit // 32, size)
-            used = self._make_room(step)
-            self._left = max(0, min(step, self._limit - used))
-            if self._left < size:
+            room = self._limit - self._make_room(step)
+            if room < size:
                 return False
-            self._left -= size
+            # A quarter of what is left: other processes are given the same at this moment.
+            self._left = max(0, min(step, room // 4) - size)
             return True
 
     def _scan(self) -> Iterator[_Found]:
