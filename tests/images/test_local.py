@@ -163,6 +163,23 @@ def replace_root(layout: Path, *entries: dict[str, Any]) -> None:
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
 
 
+def test_variant_that_only_the_index_has(open_image: Open, tmp_path: Path) -> None:
+    """Many configurations say arm and no more; the index tells v6 from v7."""
+    layout = tmp_path / "layout"
+    digests = {}
+    entries = []
+    for variant, layers in (("v6", DATA[:1]), ("v7", DATA)):
+        digests[variant] = write_layout(layout, layers, tag=variant, architecture="arm")
+        (*_, entry) = json.loads((layout / "index.json").read_bytes())["manifests"]
+        del entry["annotations"]
+        entry["platform"] = {"os": "linux", "architecture": "arm", "variant": variant}
+        entries.append(entry)
+    replace_root(layout, put(layout, json.dumps({"manifests": entries}).encode()))
+    for variant, digest in digests.items():
+        image = open_image(f"oci:{layout}", platform=f"linux/arm/{variant}")
+        assert (image.digest, str(image.platform)) == (digest, f"linux/arm/{variant}")
+
+
 def test_nested_indexes(open_image: Open, tmp_path: Path) -> None:
     """Indexes in indexes, to a bound; entries without media types or platforms."""
     layout = tmp_path / "layout"

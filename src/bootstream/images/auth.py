@@ -162,7 +162,10 @@ class Authenticator:
             )
         if credentials is not None and credentials.username:
             query = {"account": credentials.username, **query}
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError as error:
+            raise self._bad_realm(realm, "it is not a URL") from error
         pairs = [*parse_qsl(parts.query, keep_blank_values=True), *query.items()]
         url = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(pairs), ""))
         return self._transport.get(

@@ -149,7 +149,8 @@ class _Reader:
             digest=found.descriptor.digest,
             raw_manifest=data,
             manifest=document,
-            fallback=found.platform or wanted or Platform("", ""),
+            described=found.platform,
+            fallback=wanted or Platform("", ""),
         )
 
 

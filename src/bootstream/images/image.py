@@ -25,6 +25,19 @@ from bootstream.images.manifest import (
 from bootstream.images.platform import Platform
 from bootstream.progress import Progress
 
+__all__ = [
+    "BlobSource",
+    "Image",
+    "ImageConfig",
+    "Layer",
+    "LayerStream",
+    "Platform",
+    "RawReader",
+    "SourcedImage",
+    "SourcedLayer",
+    "assemble",
+]
+
 
 class LayerStream(Protocol):
     """A layer's uncompressed tar, read once from start to end by one thread."""
@@ -238,11 +251,13 @@ def assemble(
     digest: str,
     raw_manifest: bytes,
     manifest: Manifest,
+    described: Platform | None,
     fallback: Platform,
 ) -> SourcedImage:
     """Return the image of a manifest; reads and checks its configuration.
 
-    ``fallback`` is its platform where the configuration names none.
+    ``described`` is its platform by the index it is in; ``fallback`` where neither that nor
+    the configuration names one.
 
     Raises:
         Corrupt, InvalidInput: the manifest or its configuration describes no image.
@@ -272,7 +287,7 @@ def assemble(
     return SourcedImage(
         reference=reference,
         digest=digest,
-        platform=parsed.platform or fallback,
+        platform=parsed.platform_beside(described) or fallback,
         config=parsed.config,
         layers=layers,
         raw_manifest=raw_manifest,

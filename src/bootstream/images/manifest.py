@@ -98,11 +98,26 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A parsed configuration blob. ``platform`` is None where it names no architecture."""
+    """A parsed configuration blob.
+
+    ``platform`` is None where it names no architecture. Many builders leave the variant
+    out, also where the index has one; ``has_variant`` tells.
+    """
 
     config: ImageConfig
     platform: Platform | None
+    has_variant: bool
     diff_ids: tuple[str, ...]
+
+    def platform_beside(self, described: Platform | None) -> Platform | None:
+        """Return its platform, with the variant that an index gives if it has none itself."""
+        if self.platform is None or described is None:
+            return self.platform or described
+        same = (self.platform.os, self.platform.architecture) == (
+            described.os,
+            described.architecture,
+        )
+        return described if same and not self.has_variant else self.platform
 
 
 def parse_json(data: bytes, *, what: str) -> Any:
@@ -189,7 +204,7 @@ def parse_config(data: bytes, *, what: str) -> ConfigFile:
         working_dir=_string(fields.get("WorkingDir"), "WorkingDir", what),
         labels=_string_map(fields.get("Labels"), "Labels", what),
     )
-    return ConfigFile(config, _platform(document, what), diff_ids)
+    return ConfigFile(config, _platform(document, what), bool(document.get("variant")), diff_ids)
 
 
 def _platform(value: Mapping[str, Any], what: str) -> Platform | None:

@@ -47,7 +47,7 @@ def _documents(image: Image) -> list[str]:
         problems.append("its diff ids are not those of the configuration")
     if image.config != parsed.config:
         problems.append("its settings are not those of the configuration")
-    if parsed.platform is not None and parsed.platform != image.platform:
+    if parsed.platform_beside(image.platform) != image.platform:
         problems.append("its platform is not that of the configuration")
     return problems
 
