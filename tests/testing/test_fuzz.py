@@ -12,7 +12,7 @@ from bootstream.testing import fuzz as module
 from bootstream.testing.fuzz import Mutator, Target, check_samples, fuzz, main, run_once, shrink
 from bootstream.testing.fuzz_targets import TARGETS
 
-RUNS = {"archive": 150, "build": 25, "ext4": 400}
+RUNS = {"archive": 150, "build": 25, "client": 400, "ext4": 400, "overlay": 300}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -206,11 +206,8 @@ def run_once(name: str, target: Target, data: bytes) -> Failure | None:
     try:
         with _alarm():
             target.run(data)
-    except BootstreamError as error:
-        # The error itself must be fit to be shown.
-        if str(error).isprintable() or "\n" in str(error):
-            return None
-        trouble = ValueError(f"an error with control characters: {error!s:.200}")
+    except BootstreamError:
+        return None
     except target.allowed:
         return None
     except _Hang as error:

@@ -17,6 +17,7 @@ from typing import Any
 import zstandard
 
 from bootstream.testing.fuzz import Target
+from bootstream.testing.fuzz_devices import DEVICE_TARGETS
 from bootstream.testing.images import (
     CAP_NET_BIND_SERVICE,
     LayerBuilder,
@@ -256,6 +257,18 @@ def _run_text(data: bytes) -> None:
         raise refused[0]
 
 
+def _run_challenge(data: bytes) -> None:
+    from bootstream.images.challenge import parse_challenges
+
+    text = data.decode("latin-1")
+    parse_challenges([text, text])
+
+
+_CHALLENGES = (
+    b'Bearer realm="https://a.example/token",service="s",scope="r:x:pull,push", Basic realm=b',
+    b'Basic realm="a \\"quoted\\" one", Negotiate YWJj==',
+)
+
 _TEXTS = (
     b"debian:12", b"registry.example:5000/a/b:t@sha256:" + b"a" * 64, b"oci:/images/x:tag",
     b"oci-archive:/x.tar", b"docker-archive:/x.tar:debian:12", b"nbd+unix:///name?socket=/s",
@@ -432,71 +445,6 @@ def _run_ext4(data: bytes) -> None:
         raise refused[0]
 
 
-# -- NBD ---------------------------------------------------------------------------------------
-
-
-def _option(number: int, data: bytes = b"") -> bytes:
-    return b"IHAVEOPT" + number.to_bytes(4, "big") + len(data).to_bytes(4, "big") + data
-
-
-def _request(command: int, offset: int, length: int, data: bytes = b"", flags: int = 0) -> bytes:
-    head = b"\x25\x60\x95\x13" + flags.to_bytes(2, "big") + command.to_bytes(2, "big")
-    return head + bytes(8) + offset.to_bytes(8, "big") + length.to_bytes(4, "big") + data
-
-
-def _nbd_samples() -> Sequence[bytes]:
-    name = b"\0\0\0\4disk"
-    context = b"\0\0\0\x0fbase:allocation"
-    requests = (
-        _request(0, 0, 4096) + _request(1, 512, 5, b"hello", 1) + _request(3, 0, 0)
-        + _request(4, 0, 512) + _request(6, 0, 4096) + _request(7, 0, 512) + _request(2, 0, 0)
-    )  # fmt: skip
-    start = b"\0\0\0\3"
-    return [
-        start + _option(3) + _option(8) + _option(10, name + b"\0\0\0\1" + context)
-        + _option(7, name + b"\0\1\0\3") + requests,
-        start + _option(9, name + b"\0\0\0\0") + _option(6, b"\0\0\0\0\0\0")
-        + _option(1, b"disk") + requests,
-        start + _option(5) + _option(77, b"unknown") + _option(2),
-    ]  # fmt: skip
-
-
-def _run_nbd(data: bytes) -> None:
-    """Feed what a client sends to both halves of the server's protocol, in two pieces."""
-    from bootstream.nbd.handshake import Handshake, Offer
-    from bootstream.nbd.protocol import Phase
-    from bootstream.nbd.requests import RequestReader
-
-    handshake = Handshake({"disk": Offer(1 << 30, writable=True)}, default="disk")
-    handshake.greeting()
-    for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
-        handshake.receive(piece)
-        while handshake.phase not in (Phase.TRANSMISSION, Phase.CLOSED):
-            if handshake.step() is None:
-                break
-    if handshake.phase is not Phase.TRANSMISSION:
-        return
-    reader = RequestReader()
-    rest = memoryview(handshake.leftover())
-    while True:
-        for request in reader.requests():
-            if request[5] is not None and len(request[5]) > len(data):
-                raise AssertionError("a payload that nobody sent")
-        if not rest:
-            return
-        space = reader.space()
-        count = min(len(space), len(rest))
-        space[:count] = rest[:count]
-        rest = rest[count:]
-        reader.received(count)
-
-
-def _nbd_errors() -> tuple[type[Exception], ...]:
-    from bootstream.nbd.protocol import ProtocolError
-
-    return (ProtocolError,)
-
-
 def _seal_json(data: bytes) -> bytes:
     """Make it JSON again where a mutation broke it; what is beyond repair stays."""
     try:
@@ -512,8 +460,9 @@ TARGETS: dict[str, Target] = {
     "archive": Target(_archives, _run_archive, seal=_seal_tar),
     "blob": Target(_blobs, _run_blob),
     "text": Target(lambda: _TEXTS, _run_text),
+    "challenge": Target(lambda: _CHALLENGES, _run_challenge),
     "tar": Target(lambda: [_make_layer().finish()], _run_tar, seal=_seal_tar),
     "build": Target(lambda: [_make_layer().finish()], _run_build, seal=_seal_tar),
     "ext4": Target(_ext4_samples, _run_ext4),
-    "nbd": Target(_nbd_samples, _run_nbd, allowed=_nbd_errors()),
+    **DEVICE_TARGETS,
 }
