@@ -6,8 +6,8 @@ Makes a Debian with mmdebstrap in FOLDER (kept, and used again), an ext4 image o
 ``mkfs.ext4 -d``, and writes the image with every chunk size through the package's own
 writer. Then, through the package's own reader over a store in memory that counts:
 
-- ratio and speed by zstd level, one thread each;
-- random reads of 4 KiB, each alone: bytes fetched for one, time to decode and check it;
+- ratio and speed by zstd level, in CPU time of the whole writer;
+- random reads of 4 KiB, each alone: bytes fetched for one, CPU time to decode and check it;
 - a start-up: all files of a few packages, each read in requests of 128 KiB as the kernel's
   read-ahead makes them, through a cache that forgets nothing; then the same known before;
 - what a build stores anew after small changes, with the one before as its parent.
@@ -140,12 +140,12 @@ def publish(
     image: Path, size: int, level: int, *, parent: Index | None = None, threads: int = 2
 ) -> tuple[Counting, Index, ArtifactSummary, float]:
     storage, build = Counting(), FIRST if parent is None else SECOND
-    start = time.perf_counter()
+    start = time.process_time()
     summary = write_artifact(
         image, build_id=build, artifact="rootfs.ext4", storage=storage, parent=parent,
         chunk_size=size, level=level, threads=threads,
     )  # fmt: skip
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     return storage, load_index(storage, build, "rootfs.ext4"), summary, took
 
 
@@ -157,13 +157,13 @@ def data_bytes(index: Index) -> int:
 
 def levels(image: Image) -> None:
     data = data_bytes(publish(image.path, BLOCK, 1)[1])
-    print(f"\nimage data {data / 1e6:.0f} MB. Ratio to it, and MB/s of it on one thread, by level")
+    print(f"\nimage data {data / 1e6:.0f} MB. Ratio to it, and MB a CPU second, by level")
     print("chunk KiB  " + "  ".join(f"  level {level}   " for level in LEVELS))
     for size in SIZES:
         cells = []
         for level in LEVELS:
             _, _, summary, took = publish(image.path, size, level, threads=1)
-            cells.append(f"{data / summary.stored_bytes:5.2f} {data / took / 1e6:5.0f} MB/s")
+            cells.append(f"{data / summary.stored_bytes:5.2f} {data / took / 1e6:6.0f}")
         print(f"{size // KIB:9}  " + "  ".join(cells))
 
 
@@ -195,10 +195,10 @@ def reading(image: Image, level: int) -> dict[int, Index]:
         indexes[size] = index
         reader, chosen = ChunkReader(storage, index), random.Random(1).choices(used, k=1000)
         storage.take()
-        start = time.perf_counter()
+        start = time.process_time()
         for block in chosen:
             _get(reader, [block * BLOCK // size])
-        took = time.perf_counter() - start
+        took = time.process_time() - start
         alone = storage.take()[1] / len(chosen)
         have: set[int] = set()
         for read in reads:
