@@ -36,7 +36,8 @@ from bootstream.nbd.server import Export, Limits, Server
 from bootstream.testing.memory_device import MemoryDevice
 
 Serve = Callable[..., Path]
-SIZE = 1 << 20
+MIB = 1 << 20
+SIZE = MIB
 
 
 class RawClient:
@@ -437,6 +438,35 @@ def test_places_are_bounded(serve: Serve, device: MemoryDevice) -> None:
         second.settimeout(10)
         first.socket.close()
         assert second.recv(1)
+
+
+def test_one_extent_at_a_time_is_not_quadratic(serve: Serve) -> None:
+    """With REQ_ONE the device is asked about little more than what is answered."""
+    device = MemoryDevice((b"x" * 4096 + bytes(4096)) * 2048)
+    device.data[8 << 20 :] = bytes(8 << 20)
+    with RawClient(serve(device)) as client:
+        client.send(Command.BLOCK_STATUS, 1, 0, 16 << 20, CommandFlag.REQ_ONE)
+        assert client.reply() == (1, 0, struct.pack(">III", 1, 4096, 0))
+        assert max(length for name, _, length in device.calls if name == "extents") <= MIB
+        client.send(Command.BLOCK_STATUS, 2, 8 << 20, 8 << 20, CommandFlag.REQ_ONE)
+        assert client.reply() == (2, 0, struct.pack(">III", 1, 8 << 20, 3))
+        client.send(Command.BLOCK_STATUS, 3, 0, 16 << 20)
+        _, _, payload = client.reply()
+        lengths = struct.unpack(f">I{2048 * 2}I", payload)[1::2]
+        assert sum(lengths) == 16 << 20
+
+
+def test_goodbye_waits_for_replies(serve: Serve, device: MemoryDevice) -> None:
+    """DISC after a read that is under way: the reply comes, then the end."""
+    device.cold_from = 0
+    device.gate.clear()
+    with RawClient(serve(device)) as client:
+        client.send(Command.READ, 1, 0, 512)
+        client.send(Command.DISC, 0)
+        assert device.waiting.acquire(timeout=10)
+        device.gate.set()
+        assert client.reply() == (1, 0, bytes(device.data[:512]))
+        assert client.at_end()
 
 
 # -- the life of a server ------------------------------------------------------------------

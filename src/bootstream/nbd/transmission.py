@@ -16,10 +16,11 @@ from the device by then, which is what :meth:`Device.flush` is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from bootstream.block.device import Extent
 from bootstream.nbd import replies
 from bootstream.nbd.export import Export
 from bootstream.nbd.failures import FailureLog, errno_of
@@ -47,6 +48,8 @@ _MIN_HOLE = 4096
 _QUICK_ZERO = 1 << 20
 _QUICK_STATUS = 64 << 20
 _MAX_DESCRIPTORS = 8192
+_FIRST_WINDOW = 1 << 20
+_LAST_WINDOW = 256 << 20
 _FUA = int(CommandFlag.FUA)
 _DF = int(CommandFlag.DF)
 _NO_HOLE = int(CommandFlag.NO_HOLE)
@@ -196,7 +199,7 @@ class Transmission:
             case Command.TRIM | Command.WRITE_ZEROES:
                 quick = length <= _QUICK_ZERO and not flags & _FUA
             case Command.BLOCK_STATUS:
-                quick = length <= _QUICK_STATUS
+                quick = length <= _QUICK_STATUS or bool(flags & CommandFlag.REQ_ONE)
             case _:
                 quick = False
         return self._do(command, flags, cookie, offset, length) if quick else None
@@ -271,10 +274,24 @@ class Transmission:
                 runs.append((extent.length, zero))
         return runs
 
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield extents, looked up in growing windows.
+
+        Clients that want one at a time ask for all of the rest each time: to look all of it
+        up would make a walk over an image quadratic. Neighbours may be of one kind.
+        """
+        end = offset + length
+        window = _FIRST_WINDOW
+        while offset < end:
+            window = min(window, end - offset)
+            yield from self._device.extents(offset, window)
+            offset += window
+            window = min(2 * window, _LAST_WINDOW)
+
     def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> bytes:
         """Return the chunk; it may describe less than was asked for, from the start."""
         found: list[tuple[int, int]] = []
-        for extent in self._device.extents(offset, length):
+        for extent in self._extents(offset, length):
             state = STATE_HOLE * extent.hole | STATE_ZERO * extent.zero
             if found and found[-1][1] == state:
                 found[-1] = (found[-1][0] + extent.length, state)

@@ -11,6 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from bootstream.nbd.failures import log
+
 _IDLE = 5.0
 
 
@@ -44,7 +46,7 @@ class Workers:
             return self._fits(cost)
 
     def submit(self, task: Callable[[], None], cost: int) -> None:
-        """Wait for room, then have ``task`` run by a thread. It must not raise."""
+        """Wait for room, then have ``task`` run by a thread. What it raises is logged."""
         with self._lock:
             while not self._fits(cost):
                 self._room.wait()
@@ -95,9 +97,13 @@ class Workers:
                         self._threads -= 1
                         return
                 task, cost = self._queue.popleft()
-            task()
-            del task
-            with self._lock:
-                self._tasks -= 1
-                self._cost -= cost
-                self._room.notify_all()
+            try:
+                task()
+            except Exception:  # noqa: BLE001 - the thread and its accounts live on
+                log.exception("a request was lost")
+            finally:
+                del task  # and with it whatever it holds
+                with self._lock:
+                    self._tasks -= 1
+                    self._cost -= cost
+                    self._room.notify_all()
