@@ -18,11 +18,11 @@ from bootstream.cli.inspect import _Layout
 from bootstream.testing.cli import COMMAND, CommandLine
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> CommandLine:
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     """A store with a build, and one after it that changed a little."""
-    cli = CommandLine(tmp_path)
-    disk = tmp_path / "disk"
+    cli = CommandLine(tmp_path_factory.mktemp("store"))
+    disk = cli.folder / "disk"
     disk.write_bytes(os.urandom(1 << 20) + bytes(3 << 20) + b"tail")
     cli.ok("import", disk, "-t", "vm:1")
     with disk.open("r+b") as file:
@@ -48,7 +48,7 @@ def test_raw_form(cli: CommandLine, tmp_path: Path) -> None:
     """A raw artifact has parts, too, and another artifact can be asked for."""
     memory = tmp_path / "memory"
     memory.write_bytes(b"page" * 50_000)
-    cli.ok("import", tmp_path / "disk", "-t", "raw", "--form", "raw",
+    cli.ok("import", cli.folder / "disk", "-t", "raw", "--form", "raw",
            "--artifact", f"memfile={memory}")  # fmt: skip
     report = cli.json("inspect", "raw", "--artifact", "memfile")
     assert (report["form"], report["size"]) == ("raw", 200_000)
