@@ -59,7 +59,7 @@ class Connection:
             if chosen is not None:
                 self._transmit(chosen)
         except ProtocolError as error:
-            log.warning("a client broke the protocol and was disconnected: %s", error)
+            self._failures.warn(f"a client broke the protocol and was disconnected: {error}")
         except OSError as error:
             log.debug("a client went away: %s", error)
         except Exception:  # noqa: BLE001 - one client's trouble stays its own

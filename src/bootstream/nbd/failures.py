@@ -36,7 +36,7 @@ def errno_of(failure: Exception) -> Errno:
 
 
 class FailureLog:
-    """Logs failed requests. Thread safe.
+    """Logs what clients run into. Thread safe.
 
     Args:
         burst: how many are logged in a row.
@@ -53,6 +53,20 @@ class FailureLog:
 
     def record(self, what: str, failure: Exception) -> None:
         """Log that ``what`` failed; with a traceback where the failure is none of ours."""
+        if not self._admits():
+            return
+        if isinstance(failure, BootstreamError):
+            log.warning("%s failed: %s%s", what, failure, _causes(failure))
+        else:
+            log.error("%s failed unexpectedly", what, exc_info=failure)
+
+    def warn(self, text: str) -> None:
+        """Log one line."""
+        if self._admits():
+            log.warning("%s", text)
+
+    def _admits(self) -> bool:
+        """Whether one more entry may be logged now; says what was left out before."""
         now = time.monotonic()
         with self._lock:
             dropped = 0
@@ -61,14 +75,11 @@ class FailureLog:
                 dropped, self._dropped = self._dropped, 0
             if self._logged >= self._burst:
                 self._dropped += 1
-                return
+                return False
             self._logged += 1
         if dropped:
-            log.warning("%d more requests failed", dropped)
-        if isinstance(failure, BootstreamError):
-            log.warning("%s failed: %s%s", what, failure, _causes(failure))
-        else:
-            log.error("%s failed unexpectedly", what, exc_info=failure)
+            log.warning("%d more entries of this kind were left out", dropped)
+        return True
 
 
 def _causes(failure: BaseException) -> str:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from bootstream.errors import InvalidInput, Unavailable
+from bootstream.errors import InvalidInput
 from bootstream.nbd.connection import Connection
 from bootstream.nbd.export import Export, Limits
 from bootstream.nbd.failures import FailureLog, log
@@ -203,7 +203,7 @@ class Server:
                     if self._closing:
                         return
                     # No descriptors left, or the client was gone already: others go on.
-                    self._failures.record("accepting a client", Unavailable(str(error)))
+                    self._failures.warn(f"a client could not be accepted: {error}")
                     self._state.wait(_WAIT_AFTER_ERROR)
                 continue
             self._serve(sock)
