@@ -56,7 +56,10 @@ def open_file_system(cli: Cli, ref: str, artifact: str) -> Iterator[Ext4FileSyst
         closing(wiring.open_node_cache(cli.settings)) as cache,
         closing(wiring.open_device(cli.storage, cache, manifest, artifact)) as device,
     ):
-        yield Ext4FileSystem(device.read_into, device.size)
+        system = Ext4FileSystem(device.read_into, device.size)
+        if system.needs_recovery:
+            cli.warn(f"{ref}: its journal was not replayed, so the newest changes are not seen")
+        yield system
 
 
 @verb(

@@ -1,4 +1,4 @@
-"""Folders in folders, deeper than the interpreter's stack: files and cp go to the bottom."""
+"""Images that were not made here: folders deeper than the stack, journals with changes."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def test_deep_folders(tmp_path: Path) -> None:
     finally:
         # Python's own rmtree goes down by recursion, and may fail when the folder's time is over.
         subprocess.run(["rm", "-rf", tmp_path / "copy"], check=True)
+
+
+def test_unfinished_journal(tmp_path: Path) -> None:
+    """An image of a system that was not shut down is read, with a warning."""
+    image = tmp_path / "image"
+    subprocess.run(["mkfs.ext4", "-q", "-F", image, "8M"], check=True, capture_output=True)
+    cli = CommandLine(tmp_path)
+    cli.ok("import", image, "-t", "vm:clean")
+    assert cli("files", "vm:clean").stderr == ""
+    subprocess.run(
+        ["debugfs", "-w", "-R", "feature needs_recovery", image], check=True, capture_output=True
+    )
+    cli.ok("import", image, "-t", "vm:dirty")
+    result = cli("files", "vm:dirty")
+    assert (result.code, result.stdout) == (0, "/lost+found\n")
+    assert "journal" in result.stderr
