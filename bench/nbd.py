@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -63,13 +64,13 @@ def make_image(path: Path, size: int) -> None:
             file.write(os.urandom(MIB))
 
 
-def fio(socket: Path, case: Case, size: int, seconds: float) -> float:
+def fio(path: Path, case: Case, size: int, seconds: float) -> float:
     """Run one case; return bytes a second."""
     command = [
         "fio",
         "--name=bench",
         "--ioengine=nbd",
-        f"--uri=nbd+unix:///?socket={socket}",
+        f"--uri=nbd+unix:///?socket={path}",
         f"--rw={case.pattern}",
         f"--bs={case.block}",
         f"--iodepth={case.depth}",
@@ -83,17 +84,23 @@ def fio(socket: Path, case: Case, size: int, seconds: float) -> float:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     job = json.loads(said[said.index("{") :])["jobs"][0]
     if job["error"]:
-        raise SystemExit(f"fio failed with error {job['error']}: {case} on {socket}")
+        raise SystemExit(f"fio failed with error {job['error']}: {case} on {path}")
     return float(job["write" if "write" in case.pattern else "read"]["bw_bytes"])
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @contextmanager
-def process(command: list[str], socket: Path, environment: dict[str, str]) -> Iterator[None]:
+def process(command: list[str], path: Path, environment: dict[str, str]) -> Iterator[None]:
     """Run a server in the foreground while the block lasts."""
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + 20
-            while not socket.exists():
+            while not listens(path):
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"did not start: {' '.join(command)}")
                 time.sleep(0.01)
@@ -128,11 +135,11 @@ class Bench:
 
     def start(self, name: str, command: Callable[[str], list[str]]) -> Path:
         """Start a server and read all of its export once; return its socket."""
-        socket = self.folder / f"{name}.sock"
-        self._stack.enter_context(process(command(str(socket)), socket, self._environment))
-        copy = ["nbdcopy", f"nbd+unix:///?socket={socket}", "null:"]
+        path = self.folder / f"{name}.sock"
+        self._stack.enter_context(process(command(str(path)), path, self._environment))
+        copy = ["nbdcopy", f"nbd+unix:///?socket={path}", "null:"]
         subprocess.run(copy, check=True)
-        return socket
+        return path
 
     def readers(self) -> dict[str, Path]:
         """Start what is read from."""
@@ -165,9 +172,9 @@ class Bench:
         for case in cases:
             runs: dict[str, list[float]] = {name: [] for name in servers}
             for _ in range(rounds):
-                for name, socket in servers.items():
+                for name, path in servers.items():
                     # Each job of several has a size of its own; together they see it all.
-                    runs[name].append(fio(socket, case, self._size, seconds))
+                    runs[name].append(fio(path, case, self._size, seconds))
             found[case] = {name: statistics.median(values) for name, values in runs.items()}
             report(case, found[case])
         return found

@@ -212,7 +212,7 @@ class Server:
         """Wait until there is a place for one more client; False once the server closes."""
         with self._state:
             if len(self._connections) >= self._limits.connections and not self._closing:
-                log.warning("all %d places are taken, new clients wait", len(self._connections))
+                self._failures.warn(f"all {len(self._connections)} places are taken, others wait")
             while len(self._connections) >= self._limits.connections and not self._closing:
                 self._state.wait()
             return not self._closing
