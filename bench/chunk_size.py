@@ -10,7 +10,8 @@ writer. Then, through the package's own reader over a store in memory that count
 - random reads of 4 KiB, each alone: bytes fetched for one, CPU time to decode and check it;
 - a start-up: all files of a few packages, each read in requests of 128 KiB as the kernel's
   read-ahead makes them, through a cache that forgets nothing; then the same known before;
-- what a build stores anew after small changes, with the one before as its parent.
+- what a build stores anew after small changes, with the one before as its parent: with
+  ``mkfs.ext4 -d``, and with the package's own ext4 writer and a layer that brings the changes.
 
 Root is needed for the owners and devices in the image. docs/decisions/chunk-size.md has
 the figures and what follows from them.
@@ -19,19 +20,24 @@ the figures and what follows from them.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bootstream.chunks.index import Index
 from bootstream.chunks.reader import ChunkReader, load_index
 from bootstream.chunks.writer import ArtifactSummary, write_artifact
+from bootstream.progress import NO_PROGRESS
+from bootstream.rootfs import Ext4Options, build_ext4
 from bootstream.storage.memory import MemoryStorageObject, MemoryStorageProvider
 from bootstream.storage.protocol import WritableBuffer
 from bootstream.testing.debian import EPOCH, debian_layout
@@ -236,7 +242,7 @@ def changes(image: Image, before: dict[int, Index], level: int) -> None:
         "a file in /etc grows by 8 KiB": grow,
         "1 MiB is added in /srv": add,
     }
-    print("\nkB stored anew, pack and index, after a change (each on top of the one before)")
+    print("\nmkfs.ext4 -d: kB stored anew, pack + index, by changes on top of each other")
     print("chunk KiB  " + "  ".join(f"{name:>30}" for name in steps))
     rows: dict[int, list[str]] = {size: [] for size in SIZES}
     parents = dict(before)
@@ -252,6 +258,40 @@ def changes(image: Image, before: dict[int, Index], level: int) -> None:
         print(f"{size // KIB:9}  " + "  ".join(row))
 
 
+def layered(folder: Path, level: int) -> None:
+    """The same changes, as upper layers, through the package's own ext4 writer."""
+    changed = {
+        "etc/hostname": b"other\n",
+        "etc/bash.bashrc": b"x" * (8192 + 2000),
+        "srv/new": random.Random(2).randbytes(1 << 20),
+    }
+    images = []
+    for count in range(1 + len(changed)):
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            for name, data in list(changed.items())[:count]:
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = len(data), EPOCH
+                tar.addfile(member, io.BytesIO(data))
+        layers = [(folder / "base.tar").read_bytes(), layer.getvalue()]
+        images.append(folder / f"layered{count}.ext4")
+        build_ext4(
+            [partial(io.BytesIO, data) for data in layers],
+            images[-1],
+            Ext4Options(),
+            NO_PROGRESS,
+            seed=str(count),
+        )
+    print("\nour ext4 writer: kB stored anew, pack alone, all and then by the same changes")
+    for size in SIZES:
+        parent = None
+        row = []
+        for image in images:
+            _, parent, summary, _ = publish(image, size, level, parent=parent)
+            row.append(summary.stored_bytes)
+        print(f"{size // KIB:9}  " + "  ".join(f"{stored / 1e3:10.0f}" for stored in row))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare chunk sizes over a Debian image.")
     parser.add_argument("folder", type=Path)
@@ -265,6 +305,7 @@ def main() -> None:
     if not arguments.skip_levels:
         levels(image)
     changes(image, reading(image, arguments.level), arguments.level)
+    layered(arguments.folder, arguments.level)
 
 
 if __name__ == "__main__":
