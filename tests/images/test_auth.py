@@ -17,7 +17,7 @@ from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied, U
 from bootstream.images import BlobCache, resolve
 from bootstream.images.auth import Authenticator, are_related
 from bootstream.images.challenge import Challenge, parse_challenges
-from bootstream.images.credentials import CredentialFile, Credentials
+from bootstream.images.credentials import CredentialFile, Credentials, open_keychain
 from bootstream.images.image import Image
 from bootstream.images.transport import Answer, Origin, Transport
 from bootstream.images.validate import validate
@@ -243,11 +243,30 @@ def test_missing_and_odd_files(tmp_path: Path) -> None:
         CredentialFile(tmp_path / "none").find("h")
     with pytest.raises(InvalidInput):
         CredentialFile(tmp_path).find("h")
-    assert CredentialFile(None).find("h") is None
+    assert CredentialFile(tmp_path / "none", required=False).find("h") is None
+    assert open_keychain(None).find("h.invalid") is None
     path = tmp_path / "auth.json"
     for text in ("", "{}", '{"auths": 7, "credHelpers": [], "credsStore": 3}', '{"auths":{"h":1}}'):
         path.write_text(text)
         assert CredentialFile(path).find("h") is None
+
+
+def test_usual_files(no_home: Path) -> None:
+    """Podman's file and Docker's, the first that has an entry; a damaged one is not passed over."""
+    for name, hosts in {
+        ".config/containers": {"both.example": "podman:1", "one.example": "podman:2"},
+        ".docker": {"both.example": "docker:3", "two.example": "docker:4"},
+    }.items():
+        (no_home / name).mkdir(parents=True)
+        file = "auth.json" if "containers" in name else "config.json"
+        auths = {host: entry(text) for host, text in hosts.items()}
+        (no_home / name / file).write_text(json.dumps({"auths": auths}))
+    keychain = open_keychain(None)
+    found = [keychain.find(f"{name}.example") for name in ("both", "one", "two", "none")]
+    assert [item.password if item else None for item in found] == ["1", "2", "4", None]
+    (no_home / ".docker" / "config.json").write_text("{")
+    with pytest.raises(InvalidInput):
+        open_keychain(None).find("two.example")
 
 
 # -- challenges -------------------------------------------------------------------------------

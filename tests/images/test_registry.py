@@ -32,7 +32,7 @@ from bootstream.errors import (
 )
 from bootstream.images import BlobCache, resolve
 from bootstream.images.choice import choose, root_of
-from bootstream.images.credentials import CredentialFile
+from bootstream.images.credentials import open_keychain
 from bootstream.images.image import Image
 from bootstream.images.reference import RegistryReference
 from bootstream.images.remote import RegistryClient, RemoteSource
@@ -565,7 +565,7 @@ def test_any_answer(cache: BlobCache, start: bytes, rest: bytes) -> None:
         thread.start()
         reference = RegistryReference(f"127.0.0.1:{server.getsockname()[1]}", "a", "b")
         client = RegistryClient(
-            reference, plain_http=True, ca_file=None, credentials=CredentialFile(None)
+            reference, plain_http=True, ca_file=None, credentials=open_keychain(None)
         )
         try:
             with pytest.raises(BootstreamError):

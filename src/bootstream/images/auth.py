@@ -29,7 +29,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from bootstream.errors import BootstreamError, Corrupt, PermissionDenied
 from bootstream.images.challenge import Challenge
-from bootstream.images.credentials import CredentialFile, Credentials
+from bootstream.images.credentials import Credentials, Keychain
 from bootstream.images.retry import Retry
 from bootstream.images.transport import Answer, Origin, Transport, status_error
 
@@ -59,7 +59,7 @@ class Authenticator:
         home: the registry's own origin.
         registry: its name, as credentials are kept under.
         repository: within it.
-        credentials: the file with credentials; read at the first challenge.
+        credentials: where they are kept; read at the first challenge.
         transport: for the token server.
         pause: waits between attempts; may raise.
     """
@@ -70,14 +70,14 @@ class Authenticator:
         registry: str,
         repository: str,
         *,
-        credentials: CredentialFile,
+        credentials: Keychain,
         transport: Transport,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._home = home
         self._registry = registry
         self._repository = repository
-        self._file = credentials
+        self._keychain = credentials
         self._transport = transport
         self._pause = pause
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class Authenticator:
                 return self._current() is not None
             if basic is not None:
                 self._challenge = basic
-                found = self._file.find(self._registry, self._repository)
+                found = self._keychain.find(self._registry, self._repository)
                 self._basic = found.basic() if found else None
                 return self._basic is not None and self._basic != used
             return False
@@ -183,12 +183,12 @@ class Authenticator:
             raise self._bad_realm(realm, "it is not a URL") from error
         same = origin.host == self._home.host or (origin.is_loopback and self._home.is_loopback)
         if same and (origin.scheme == "https" or self._home.scheme == "http"):
-            return self._file.find(self._registry, self._repository)
+            return self._keychain.find(self._registry, self._repository)
         if origin.scheme != "https":
             raise self._bad_realm(realm, "it would have to be asked over http")
         if are_related(origin.host, self._home.host):
-            return self._file.find(self._registry, self._repository)
-        return self._file.find(origin.host)
+            return self._keychain.find(self._registry, self._repository)
+        return self._keychain.find(origin.host)
 
     def _bad_realm(self, realm: str, why: str) -> PermissionDenied:
         return PermissionDenied(
@@ -208,7 +208,7 @@ class Authenticator:
             f"{error.message}, asked {who}",
             operation=_OPERATION,
             object=self._registry,
-            remedy=f"log in: skopeo login {self._registry}, or docker login {self._registry}",
+            remedy=f"log in: docker login {self._registry}, or skopeo login {self._registry}",
         )
 
     def _parse(self, data: bytes, realm: str) -> _Token:

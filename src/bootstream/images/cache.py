@@ -168,13 +168,14 @@ class Partial:
         self._final = final
         self._hash = new_hash(descriptor.digest)
 
-    def resume(self) -> None:
-        """Take over what an earlier download left."""
+    def resume(self, poll: Callable[[], object]) -> None:
+        """Take over what an earlier download left; ``poll`` may raise between two steps."""
         try:
             left = os.fstat(self._number).st_size
             if left > self._descriptor.size:
                 left = 0
             while self.size < left:
+                poll()
                 data = os.pread(self._number, min(_PIECE, left - self.size), self.size)
                 if not data:
                     break

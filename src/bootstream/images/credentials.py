@@ -4,6 +4,9 @@ Formats: Docker's ``config.json`` (``auths``, ``credHelpers``, ``credsStore``) a
 ``containers-auth.json(5)``, whose keys may also name a repository or a part of it;
 the longest key that fits wins. Helpers are programs ``docker-credential-NAME`` that
 take a registry on standard input and answer with JSON.
+
+Where no file is named, the usual ones are asked in turn, as the container tools do:
+what ``podman login`` and ``skopeo login`` write, then what ``docker login`` writes.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bootstream.errors import InvalidInput, PermissionDenied
 from bootstream.images.reference import DOCKER_HUB
@@ -46,26 +50,64 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-class CredentialFile:
-    """The credentials in one file. Reads it when first asked.
-
-    Args:
-        path: the file to read, which must exist; None takes ``~/.docker/config.json`` if
-            there is one.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._explicit = path is not None
-        self._path = path if path is not None else _default()
-        self._document: Mapping[str, Any] | None = None
+class Keychain(Protocol):
+    """Where credentials are looked up."""
 
     def find(self, registry: str, repository: str | None = None) -> Credentials | None:
         """Return what is kept for a registry, or for a repository in it; None if nothing.
 
         Raises:
-            InvalidInput: the file is not there though it was named, or is malformed.
+            InvalidInput: a file is not there though it was named, or is malformed.
             PermissionDenied: it may not be read, or a helper failed.
         """
+        ...
+
+
+def open_keychain(path: Path | None) -> Keychain:
+    """Return the credentials in a file, which must exist, or in the usual ones if None."""
+    if path is not None:
+        return CredentialFile(path)
+    user, home = os.getuid(), Path("~").expanduser()
+    usual = (
+        Path(f"/run/user/{user}/containers/auth.json"),
+        Path(f"/run/containers/{user}/auth.json"),
+        home / ".config/containers/auth.json",
+        home / ".docker/config.json",
+    )
+    return _Files([CredentialFile(file, required=False) for file in usual])
+
+
+class _Files:
+    """Several files; the first that has something wins."""
+
+    def __init__(self, files: Sequence[Keychain]) -> None:
+        self._files = files
+
+    def find(self, registry: str, repository: str | None = None) -> Credentials | None:
+        """See ``Keychain``."""
+        for file in self._files:
+            found = file.find(registry, repository)
+            if found is not None:
+                return found
+        return None
+
+
+class CredentialFile:
+    """The credentials in one file. Reads it when first asked.
+
+    Args:
+        path: the file to read.
+        required: whether it is an error if there is no such file, or this user may not
+            read it; otherwise that means no credentials.
+    """
+
+    def __init__(self, path: Path, *, required: bool = True) -> None:
+        self._required = required
+        self._path = path
+        self._document: Mapping[str, Any] | None = None
+
+    def find(self, registry: str, repository: str | None = None) -> Credentials | None:
+        """See ``Keychain``."""
         document = self._load()
         helper = self._helper(document, registry)
         if helper is not None:
@@ -92,10 +134,12 @@ class CredentialFile:
             with self._path.open("rb") as file:
                 data = file.read(_MAX_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
-            if not self._explicit:
+            if not self._required:
                 return {}
             raise self._invalid("there is no such file") from error
         except PermissionError as error:
+            if not self._required:
+                return {}
             raise PermissionDenied(
                 "this user may not read it",
                 operation="read credentials",
@@ -192,10 +236,6 @@ class CredentialFile:
             object=str(self._path),
             remedy="write it with skopeo login or docker login",
         )
-
-
-def _default() -> Path:
-    return Path("~/.docker/config.json").expanduser()
 
 
 def _keys(registry: str, repository: str | None) -> Iterator[str]:

@@ -18,7 +18,7 @@ from bootstream.images.auth import Authenticator
 from bootstream.images.cache import BlobCache, Partial
 from bootstream.images.challenge import parse_challenges
 from bootstream.images.compression import RawReader
-from bootstream.images.credentials import CredentialFile
+from bootstream.images.credentials import Keychain
 from bootstream.images.digest import digest_of, is_digest, split_digest, verify
 from bootstream.images.files import FileSlice, SharedFile, read_small
 from bootstream.images.manifest import ACCEPTED, MAX_MANIFEST, Descriptor
@@ -51,7 +51,7 @@ class RegistryClient:
         plain_http: speak http. Otherwise https, and http only to registries of this host
             that do not speak TLS, as Docker does.
         ca_file: certificates (PEM) to trust beside the system's.
-        credentials: the file to sign in from.
+        credentials: what to sign in with.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RegistryClient:
         *,
         plain_http: bool,
         ca_file: str | None,
-        credentials: CredentialFile,
+        credentials: Keychain,
     ) -> None:
         self._reference = reference
         self._transport = Transport(ca_file=ca_file)
@@ -274,7 +274,7 @@ class RemoteSource:
             return
         with self._cache.partial(descriptor, poll=lambda: report(0)) as partial:
             if partial is not None:
-                partial.resume()
+                partial.resume(lambda: report(0))
                 report(partial.size)
                 self._download(descriptor, partial, report, stop)
         report(descriptor.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bootstream.images.archive import open_docker_archive, open_oci_archive
 from bootstream.images.cache import BlobCache
 from bootstream.images.choice import choose, root_of
-from bootstream.images.credentials import CredentialFile
+from bootstream.images.credentials import open_keychain
 from bootstream.images.image import Image
 from bootstream.images.layout import open_layout
 from bootstream.images.local import Folder
@@ -41,7 +41,7 @@ def resolve(
         platform: ``OS/ARCH[/VARIANT]``; None is this host's own, with Linux.
         plain_http: speak http to the registry.
         ca_file: certificates (PEM) to trust for the registry beside the system's.
-        auth_file: credentials; None is ``~/.docker/config.json`` if it is there.
+        auth_file: credentials; None looks where Docker and Podman keep theirs.
 
     Raises:
         InvalidInput: reference, platform or a file named here cannot be understood, or
@@ -55,7 +55,7 @@ def resolve(
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     if isinstance(parsed, RegistryReference):
         client = RegistryClient(
-            parsed, plain_http=plain_http, ca_file=ca_file, credentials=CredentialFile(auth_file)
+            parsed, plain_http=plain_http, ca_file=ca_file, credentials=open_keychain(auth_file)
         )
         source = RemoteSource(client, parsed, cache)
         data, media_type = source.root()

@@ -130,7 +130,7 @@ class Answer:
                 raise Corrupt(
                     f"the answer is larger than {limit} bytes",
                     operation=self._operation,
-                    object=self.url,
+                    object=host_of(self.url),
                 )
             parts.append(data)
         return b"".join(parts)
@@ -207,7 +207,7 @@ class Transport:
                 answer.drain()
             url = _redirected(url, location, operation, allow_downgrade=allow_downgrade)
         raise Unavailable(
-            "it redirects too often", operation=operation, object=url, transient=False
+            "it redirects too often", operation=operation, object=host_of(url), transient=False
         )
 
     def send(
@@ -277,16 +277,16 @@ def _redirected(url: str, location: str, operation: str, *, allow_downgrade: boo
         origin = Origin.of(target)
     except ValueError as error:
         raise Unavailable(
-            f"it redirects to something else than a URL: {ascii(location)[:200]}",
+            "it redirects to something else than an http or https URL",
             operation=operation,
-            object=url,
+            object=host_of(url),
             transient=False,
         ) from error
     if Origin.of(url).scheme == "https" and origin.scheme == "http" and not allow_downgrade:
         raise Unavailable(
             f"it redirects from https to http ({origin.host}), which is not followed",
             operation=operation,
-            object=url,
+            object=host_of(url),
             transient=False,
         )
     return target
@@ -389,7 +389,7 @@ def status_error(answer: Answer, *, operation: str, object: str) -> BootstreamEr
             operation=operation,
             object=object,
             request_id=request,
-            remedy=f"check the name, and log in: skopeo login {where}, or docker login {where}",
+            remedy=f"check the name, and log in: docker login {where}, or skopeo login {where}",
         )
     if status == 404:
         return ImageNotFound(
