@@ -30,8 +30,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from bootstream.errors import BootstreamError, Corrupt, PermissionDenied
 from bootstream.images.challenge import Challenge
 from bootstream.images.credentials import Credentials, Keychain
+from bootstream.images.httperrors import status_error
 from bootstream.images.retry import Retry
-from bootstream.images.transport import Answer, Origin, Transport, status_error
+from bootstream.images.transport import Answer, Origin, Transport
 
 _OPERATION = "sign in"
 _MAX_TOKEN_ANSWER = 1 << 20

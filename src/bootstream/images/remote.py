@@ -21,17 +21,11 @@ from bootstream.images.compression import RawReader
 from bootstream.images.credentials import Keychain
 from bootstream.images.digest import digest_of, is_digest, split_digest, verify
 from bootstream.images.files import FileSlice, SharedFile, read_small
+from bootstream.images.httperrors import NotTls, status_error
 from bootstream.images.manifest import ACCEPTED, MAX_MANIFEST, Descriptor
 from bootstream.images.reference import DOCKER_HUB, RegistryReference
 from bootstream.images.retry import Retry
-from bootstream.images.transport import (
-    Answer,
-    NotTls,
-    Origin,
-    Transport,
-    is_loopback,
-    status_error,
-)
+from bootstream.images.transport import Answer, Origin, Transport, is_loopback
 from bootstream.images.workers import Task, run_all
 from bootstream.progress import Progress
 
