@@ -91,7 +91,7 @@ def fio(path: Path, case: Case, size: int, seconds: float) -> float:
 def listens(path: Path) -> bool:
     """Whether somebody listens on a unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+        return probe.connect_ex(str(path)) == 0 and bool(probe.recv(18))
 
 
 @contextmanager

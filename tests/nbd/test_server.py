@@ -226,6 +226,21 @@ def test_a_client_that_does_not_read_is_not_read(serve: Serve) -> None:
             assert slow.reply()[0] == cookie
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_a_batch_does_not_pile_up(serve: Serve, device: MemoryDevice, large: bool) -> None:
+    """Replies are sent as they grow, however many requests came at once."""
+    command, length = (Command.READ, SIZE // 2) if large else (Command.BLOCK_STATUS, SIZE)
+    device.data[:] = (b"x" * 4096 + bytes(4096)) * (SIZE // 8192)
+    with RawClient(serve(device, send_buffer=4096)) as client:
+        header = HEADER.pack(REQUEST_MAGIC, CommandFlag.DF * large, command, 1, 0, length)
+        client.socket.sendall(header * 2000)
+        for _ in range(4):
+            assert client.reply()[:2] == (1, 0)
+        asked = sum(1 for name, _, _ in device.calls if name in ("read_warm", "extents"))
+        assert asked < 1900
+        client.socket.shutdown(socket.SHUT_RDWR)
+
+
 def test_failures_are_errors_and_the_connection_lives(
     serve: Serve, device: MemoryDevice, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,6 +95,7 @@ class Transmission:
         self._workers = workers
         self._failures = failures
         self._out: list[Buffer] = []
+        self._pending = 0
 
     def answer(self, reader: RequestReader) -> bool:
         """Answer every complete request; False once the client said DISC.
@@ -127,13 +128,13 @@ class Transmission:
             try:
                 views = read_warm(offset, length)
             except Exception as failure:  # noqa: BLE001 - each becomes an error reply
-                out += self._failed(_READ, cookie, offset, length, failure)
+                self._queue(self._failed(_READ, cookie, offset, length, failure))
                 continue
             if views is None:
                 self._later(_READ, 0, cookie, offset, length)
                 continue
             if sum(map(len, views)) != length:
-                out += self._failed(_READ, cookie, offset, length, _short(views, length))
+                self._queue(self._failed(_READ, cookie, offset, length, _short(views, length)))
                 continue
             if structured:
                 out.append(pack_data(STRUCTURED_REPLY_MAGIC, 1, 1, cookie, length + 8, offset))
@@ -167,16 +168,16 @@ class Transmission:
             allocation=self._allocation,
         )
         if refused is not None:
-            self._out.append(self._error(cookie, *refused))
-            return
-        try:
-            reply = self._at_once(command, flags, cookie, offset, length, payload)
-        except Exception as failure:  # noqa: BLE001 - each becomes an error reply
-            reply = self._failed(command, cookie, offset, length, failure)
+            reply: list[Buffer] | None = [self._error(cookie, *refused)]
+        else:
+            try:
+                reply = self._at_once(command, flags, cookie, offset, length, payload)
+            except Exception as failure:  # noqa: BLE001 - each becomes an error reply
+                reply = self._failed(command, cookie, offset, length, failure)
         if reply is None:
             self._later(command, flags, cookie, offset, length)
-        else:
-            self._out += reply
+            return
+        self._queue(reply)
 
     def _at_once(
         self,
@@ -303,11 +304,22 @@ class Transmission:
 
     # -- replies --------------------------------------------------------------------------
 
+    def _queue(self, reply: list[Buffer]) -> None:
+        """Add a reply to the batch, and send that once it is large.
+
+        A batch may be thousands of requests, and a reply megabytes of fresh memory.
+        """
+        self._out += reply
+        self._pending += sum(map(len, reply))
+        if self._pending >= _SEND:
+            self._send_out()
+
     def _send_out(self) -> None:
         """Send what the batch has so far."""
         if self._out:
             out = self._out[:]
             self._out.clear()
+            self._pending = 0
             self._send(out)
 
     def _later(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
