@@ -62,14 +62,15 @@ def ours(layout: Path, tag: str, folder: Path) -> dict[str, float]:
     return dict(json.loads(said))
 
 
-def mkfs(tree: Path | None, image: Path, size: int) -> None:
+def mkfs(tree: Path | None, image: Path, size: tuple[int, int]) -> None:
+    """Make an image of so many bytes and inodes."""
     with image.open("wb") as file:
-        file.truncate(size)
+        file.truncate(size[0])
     populate = ["-d", str(tree)] if tree else []
-    run("mkfs.ext4", "-q", "-F", "-m", "0", *populate, str(image))
+    run("mkfs.ext4", "-q", "-F", "-m", "0", "-N", str(size[1]), *populate, str(image))
 
 
-def umoci(layout: Path, tag: str, folder: Path, size: int) -> None:
+def umoci(layout: Path, tag: str, folder: Path, size: tuple[int, int]) -> None:
     run("umoci", "unpack", "--image", f"{layout}:{tag}", str(folder / "bundle"))
     mkfs(folder / "bundle/rootfs", folder / "umoci", size)
 
@@ -87,7 +88,7 @@ def blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / digest.replace(":", "/")
 
 
-def tar(layout: Path, tag: str, folder: Path, size: int) -> None:
+def tar(layout: Path, tag: str, folder: Path, size: tuple[int, int]) -> None:
     """What is least: tar knows no whiteouts nor files over directories; it fails on a few."""
     tree = folder / "tree"
     tree.mkdir()
@@ -98,7 +99,7 @@ def tar(layout: Path, tag: str, folder: Path, size: int) -> None:
     mkfs(tree, folder / "tar", size)
 
 
-def debugfs(layout: Path, tag: str, folder: Path, size: int) -> None:
+def debugfs(layout: Path, tag: str, folder: Path, size: tuple[int, int]) -> None:
     """An empty file system, and one script that puts everything in."""
     run("umoci", "unpack", "--image", f"{layout}:{tag}", str(folder / "bundle"))
     mkfs(None, folder / "debugfs", size)
@@ -193,7 +194,9 @@ def compare(
 ) -> dict[str, object]:
     folder = Path(tempfile.mkdtemp(dir=scratch))
     ours(layout, tag, folder)
-    size = (folder / "ours").stat().st_size
+    with (folder / "ours").open("rb") as file:
+        inodes = int.from_bytes(file.read(1028)[1024:], "little")
+    size = (folder / "ours").stat().st_size, inodes
     shutil.rmtree(folder)
     seconds, details = least(lambda f: ours(layout, tag, f), arguments.runs, scratch)
     assert isinstance(details, dict)
