@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -656,6 +657,19 @@ def test_kinds_that_are_not_read(open_image: Open, tmp_path: Path) -> None:
     replace_root(layout, put(layout, json.dumps(manifest).encode()))
     with pytest.raises(Corrupt, match="layers"):
         open_image(f"oci:{layout}")
+
+
+def test_local_images_need_no_http_client(tmp_path: Path) -> None:
+    """Commands that never see a registry do not pay for loading one."""
+    write_layout(tmp_path / "layout", DATA, tag="x")
+    code = (
+        "import sys; from pathlib import Path; from bootstream.images import *;"
+        "resolve(sys.argv[1], cache=BlobCache(Path(sys.argv[2])));"
+        "print('urllib3' in sys.modules)"
+    )
+    reference, cache = f"oci:{tmp_path}/layout", tmp_path / "cache"
+    assert run(sys.executable, "-c", code, reference, str(cache)) == "False\n"
+    assert not cache.exists()
 
 
 def test_validate_names_every_difference(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from bootstream.images.archive import open_docker_archive, open_oci_archive
 from bootstream.images.cache import BlobCache
 from bootstream.images.choice import choose, root_of
-from bootstream.images.credentials import open_keychain
 from bootstream.images.image import Image
 from bootstream.images.layout import open_layout
 from bootstream.images.local import Folder
@@ -18,7 +17,6 @@ from bootstream.images.reference import (
     RegistryReference,
     parse_reference,
 )
-from bootstream.images.remote import RegistryClient, RemoteSource
 
 
 def resolve(
@@ -54,8 +52,13 @@ def resolve(
     parsed = parse_reference(reference)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     if isinstance(parsed, RegistryReference):
+        # An HTTP client takes a while to load, and local images need none.
+        from bootstream.images.credentials import open_keychain  # noqa: PLC0415
+        from bootstream.images.remote import RegistryClient, RemoteSource  # noqa: PLC0415
+
+        keychain = open_keychain(auth_file)
         client = RegistryClient(
-            parsed, plain_http=plain_http, ca_file=ca_file, credentials=open_keychain(auth_file)
+            parsed, plain_http=plain_http, ca_file=ca_file, credentials=keychain
         )
         source = RemoteSource(client, parsed, cache)
         data, media_type = source.root()
