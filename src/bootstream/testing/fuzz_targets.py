@@ -165,6 +165,27 @@ def _run_image_document(data: bytes) -> None:
         raise refused
 
 
+def _run_credentials(data: bytes) -> None:
+    from bootstream.images.credentials import CredentialFile
+
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "config.json"
+        path.write_bytes(data)
+        file = CredentialFile(path)
+        for registry in ("registry.example:5000", "docker.io"):
+            found = file.find(registry, "a/b")
+            if found is not None:
+                found.basic()
+
+
+# Without helpers: those are programs, and fuzzing starts none.
+_CREDENTIALS = (
+    b'{"auths": {"registry.example:5000": {"auth": "dXNlcjpwYXNz"}, '
+    b'"https://index.docker.io/v1/": {"username": "u", "password": "p"}, '
+    b'"registry.example:5000/a": {"identitytoken": "t"}}}',
+)
+
+
 @cache
 def _archives() -> Sequence[bytes]:
     with tempfile.TemporaryDirectory() as name:
@@ -460,6 +481,7 @@ TARGETS: dict[str, Target] = {
     "archive": Target(_archives, _run_archive, seal=_seal_tar),
     "blob": Target(_blobs, _run_blob),
     "text": Target(lambda: _TEXTS, _run_text),
+    "credentials": Target(lambda: _CREDENTIALS, _run_credentials, document=True),
     "challenge": Target(lambda: _CHALLENGES, _run_challenge),
     "tar": Target(lambda: [_make_layer().finish()], _run_tar, seal=_seal_tar),
     "build": Target(lambda: [_make_layer().finish()], _run_build, seal=_seal_tar),
