@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from itertools import accumulate
 from uuid import UUID
 
 from bootstream.chunks.digests import DigestTable, GrowingDigests
@@ -23,8 +24,6 @@ from bootstream.chunks.index import (
     valid_chunk_size,
 )
 from bootstream.errors import InvalidInput
-
-_PIECE = 1 << 20
 
 
 class IndexBuilder:
@@ -145,7 +144,7 @@ class IndexBuilder:
 
 
 class IndexPieces:
-    """A finished index object, as a ``Source`` for its upload, read once.
+    """A finished index object, as a ``Source`` for its upload that can go back.
 
     Attributes:
         size: of the object, in bytes.
@@ -159,30 +158,35 @@ class IndexPieces:
         checksum = seal.digest()
         seal.update(checksum)
         self.sha256 = seal.hexdigest()
-        parts.append(memoryview(checksum))
-        self.size = sum(map(len, parts))
+        self._parts = [*parts, memoryview(checksum)]
+        self._starts = [0, *accumulate(map(len, self._parts))]
+        self._position = 0
+        self.size = self._starts[-1]
         if self.size > MAX_INDEX_SIZE:
             raise _too_large(own)
-        self._pieces = _pieces(parts)
 
-    def read(self, size: int, /) -> memoryview | bytes:
+    def read(self, size: int, /) -> memoryview:
         """Return the next bytes, none at the end."""
-        piece = next(self._pieces, memoryview(b""))
-        if len(piece) > size:
-            self._pieces = _chain(piece[size:], self._pieces)
-            piece = piece[:size]
+        part = bisect_right(self._starts, self._position) - 1
+        if part == len(self._parts):
+            return memoryview(b"")
+        start = self._position - self._starts[part]
+        piece = self._parts[part][start : start + size]
+        self._position += len(piece)
         return piece
 
+    def seekable(self) -> bool:
+        """An index can be uploaded again from its start."""
+        return True
 
-def _chain(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:
-    yield first
-    yield from rest
+    def tell(self) -> int:
+        """Return how many bytes were read."""
+        return self._position
 
-
-def _pieces(parts: list[memoryview]) -> Iterator[memoryview]:
-    for part in parts:
-        for start in range(0, len(part), _PIECE):
-            yield part[start : start + _PIECE]
+    def seek(self, position: int, /) -> int:
+        """Go to a position that ``tell`` gave."""
+        self._position = position
+        return position
 
 
 def _pack_entry(pack: Pack) -> bytes:

@@ -190,7 +190,7 @@ class ChunkReader:
 
     # -- checks ---------------------------------------------------------------------------
 
-    def _open(self, pack: Pack, stored: memoryview, piece: _Piece) -> bytes | memoryview:
+    def _open(self, pack: Pack, stored: memoryview, piece: _Piece) -> bytes:
         """Return the chunk that ``stored`` is, proved; raises _Unsound."""
         index = self.index
         size = index.chunk_length(piece.chunks[0])
@@ -205,10 +205,10 @@ class ChunkReader:
         return content
 
     @staticmethod
-    def _raw(stored: memoryview, size: int) -> memoryview:
+    def _raw(stored: memoryview, size: int) -> bytes:
         if len(stored) != size:
             raise _Unsound(f"the index says {len(stored)} bytes, the chunk has {size}")
-        return stored
+        return bytes(stored)  # a view would keep the whole request's bytes as long as it lives
 
     def _decode(self, frame: memoryview, size: int) -> bytes:
         """Decode exactly one frame of exactly ``size`` bytes; docs/formats/pack.md, Reading."""

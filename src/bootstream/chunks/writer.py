@@ -96,9 +96,9 @@ def write_artifact(
 
     Raises:
         InvalidInput: a bad argument, or the file is no regular file or changed meanwhile.
-        StorageFull, Unavailable, PermissionDenied: of the file or the store. Then no part
-            of the artifact is left, except that a finished pack is not deleted when only
-            the upload of the index fails: like all of an unfinished build it is collected.
+        StorageFull, Unavailable, PermissionDenied: of the file or the store. Then nothing
+            is left, but for the pack where only the upload of the index failed: it is
+            collected like all of a build that was not finished.
     """
     own = Pack(validate_build_id(build_id), validate_artifact(artifact), form == "raw")
     if parent is not None and chunk_size not in (None, parent.chunk_size):
@@ -129,15 +129,19 @@ def write_artifact(
             ahead=workers + 2,
         )
         with closing(batches):
-            frames = _Frames(batches, builder, lambda count: progress.advance(artifact, count))
+            frames = _Frames(
+                batches,
+                builder,
+                advance=lambda count: progress.advance(artifact, count),
+                at_end=source.check_unchanged,
+            )
             if own.raw:
                 frames.drain()
-                source.check_unchanged()
                 storage.open_object(own.path).write_from_file_system(path)
+                source.check_unchanged()
             elif frames.prime():
                 uploaded = storage.open_object(own.path).read_from(frames)
                 _check_uploaded(own, uploaded, builder.stored_bytes)
-        source.check_unchanged()
     index = builder.finish()
     uploaded = storage.open_object(index_path(build_id, artifact)).read_from(index)
     _check_uploaded(own, uploaded, index.size)
@@ -301,28 +305,42 @@ class _Frames:
     """The pack's bytes, as the source of its upload; adds to the index on the way."""
 
     def __init__(
-        self, batches: Iterator[_Done], builder: IndexBuilder, advance: Callable[[int], None]
+        self,
+        batches: Iterator[_Done],
+        builder: IndexBuilder,
+        *,
+        advance: Callable[[int], None],
+        at_end: Callable[[], None],
     ) -> None:
         self._batches = batches
         self._builder = builder
         self._advance = advance
+        self._at_end = at_end
         self._pending = memoryview(b"")
         self._chunk_size = builder.chunk_size
         self._lock = threading.Lock()
+        self._error: BaseException | None = None
 
     def prime(self) -> bool:
         """Work up to the first frame; False if there is none at all."""
         while not self._pending:
             done = next(self._batches, None)
             if done is None:
+                self._at_end()
                 return False
             self._pending = memoryview(b"".join(self._take(done)))
         return True
 
     def read(self, size: int, /) -> memoryview:
-        """Return the next bytes of the pack, none at its end."""
+        """Return the next bytes of the pack, none at its end. An error is for good."""
         with self._lock:
-            self.prime()
+            if self._error is not None:
+                raise self._error
+            try:
+                self.prime()
+            except BaseException as error:
+                self._error = error  # or else the next read would look like the end
+                raise
             piece, self._pending = self._pending[:size], self._pending[size:]
             return piece
 
@@ -337,6 +355,7 @@ class _Frames:
                 else:
                     self._builder.place(chunk[0], chunk[1])
             self._advance(batch.size)
+        self._at_end()
 
     def _take(self, done: _Done) -> list[bytes]:
         """Decide, in order, what becomes of each chunk; return the frames that are stored."""
