@@ -232,6 +232,18 @@ def test_whiteout_edge_cases(make: Make, read_tree: ReadTree) -> None:
             make(LayerBuilder().file(b"d/" + bad))
 
 
+def test_whiteouts_of_everything(make: Make, read_tree: ReadTree) -> None:
+    """Of the whole root, of the longest name, of lost+found, which ext4 wants back."""
+    lower = LayerBuilder().file("n" * 255).folder("d").file("d/x").folder("lost+found", uid=5)
+    tree = read_tree(make(lower, LayerBuilder().whiteout("n" * 255)))
+    assert names(tree) == {b"/d", b"/d/x"}
+    assert tree[b"/lost+found"][1] == 5
+    tree = read_tree(make(lower, LayerBuilder().opaque("").file("only")))
+    assert names(tree) == {b"/only"}
+    tree = read_tree(make(lower, LayerBuilder().whiteout("lost+found")))
+    assert tree[b"/lost+found"][:2] == (stat.S_IFDIR | 0o700, 0)
+
+
 def test_paths_are_cleaned_as_runtimes_do(make: Make, read_tree: ReadTree) -> None:
     """``./x``, ``/x``, ``x//y/``, ``a/../b``; the root's own member sets its metadata."""
     layer = (

@@ -91,7 +91,7 @@ class Tree:
         if b"/." in path or b"//" in path or path[:1] == b".":
             path = self._clean(path)
         parent, _, name = path.rpartition(b"/")
-        if len(name) > MAX_NAME:
+        if len(name) > MAX_NAME + len(WHITEOUT) * name.startswith(WHITEOUT):
             raise _refused(path, f"a name of {len(name)} bytes; {MAX_NAME} at most")
         return parent, name
 
