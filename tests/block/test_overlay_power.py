@@ -8,10 +8,11 @@ in two sectors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -31,12 +32,15 @@ BASE = b"".join(bytes([200 + n]) * BLOCK for n in range(BLOCKS))
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(("write", "write", "trim", "zero", "flush", "reopen")),
+        st.sampled_from(
+            ("write", "write", "trim", "zero", "flush", "cut", "kill in flush")
+            + ("cut in flush",) * 3
+        ),
         st.integers(0, BLOCKS * 8 - 1),
         st.integers(1, 20),
     ),
     min_size=1,
-    max_size=14,
+    max_size=20,
 )
 
 
@@ -46,6 +50,9 @@ class Disk:
     def __init__(self) -> None:
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes]] = []
+
+    def before(self) -> None:
+        """Called before every write and sync."""
 
     def note(self, offset: int, data: bytes) -> None:
         """A write that is not durable yet."""
@@ -80,14 +87,17 @@ def noted(disk: Disk) -> Iterator[None]:
     pwrite, pwritev, fdatasync, fsync = os.pwrite, os.pwritev, os.fdatasync, os.fsync
 
     def note_pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        disk.before()
         disk.note(offset, bytes(data))
         return pwrite(descriptor, data, offset)
 
     def note_pwritev(descriptor: int, buffers: list[bytes], offset: int) -> int:
+        disk.before()
         disk.note(offset, b"".join(buffers))
         return pwritev(descriptor, buffers, offset)
 
     def note_fdatasync(descriptor: int) -> None:
+        disk.before()
         fdatasync(descriptor)
         disk.sync()
 
@@ -111,29 +121,20 @@ def sectors(data: bytes | bytearray) -> list[bytes]:
     return [bytes(data[at : at + SECTOR]) for at in range(0, len(data), SECTOR)]
 
 
-Allowed = list[set[bytes]]
-
-
 class Trial:
-    """A history, and the power cuts in it: images of the disk and what may be read there."""
+    """A history with power cuts in it, and what may be read after each."""
 
     def __init__(self, path: Path, disk: Disk, seed: int) -> None:
         self.path = path
         self.disk = disk
         self.source = random.Random(seed)
-        self.cuts: list[tuple[bytes, Allowed]] = []
         self.model = bytearray(BASE)
-        self.allowed: Allowed = [{sector} for sector in sectors(BASE)]
+        self.allowed = [{sector} for sector in sectors(BASE)]
         self.device = self.open()
 
     def open(self) -> Overlay:
         """Open the overlay."""
         return Overlay(MemoryDevice(BASE), self.path, base_digest="d")
-
-    def cut(self) -> None:
-        """Make up a power cut at this moment."""
-        image = self.disk.after_power_cut(self.source)
-        self.cuts.append((image, [set(sector) for sector in self.allowed]))
 
     def change(self, what: str, offset: int, data: bytes) -> None:
         """Write ``data``, or zeros in one way or another."""
@@ -146,42 +147,78 @@ class Trial:
         for number, found in enumerate(sectors(self.model)):
             self.allowed[number].add(found)
 
-    def settle(self, what: str) -> None:
-        """Flush or reopen, with a power cut before one of the writes and syncs of that."""
-        note, sync = self.disk.note, self.disk.sync
-        left = self.source.randrange(5)
+    def flush(self) -> None:
+        """Flush; all is durable then."""
+        self.device.flush()
+        self.allowed = [{found} for found in sectors(self.model)]
 
-        def count() -> None:
+    def kill(self) -> None:
+        """End the process before one of the writes and syncs of a flush; nothing is lost yet."""
+        left = self.source.randrange(4)
+
+        def count(*_: object) -> None:
             nonlocal left
             left -= 1
-            if left == 0:
-                self.cut()
-
-        def cut_note(offset: int, data: bytes) -> None:
-            count()
-            note(offset, data)
-
-        def cut_sync() -> None:
-            count()
-            sync()
+            if left < 0:
+                raise KeyboardInterrupt
 
         with (
-            mock.patch.object(self.disk, "note", cut_note),
-            mock.patch.object(self.disk, "sync", cut_sync),
+            mock.patch.object(self.disk, "before", count),
+            contextlib.suppress(KeyboardInterrupt),
         ):
             self.device.flush()
-            if what == "reopen":
-                self.device.close()
-                self.device = self.open()
+        os.close(self.device._descriptor)
+        self.device._descriptor = -1
+        if self.source.random() < 0.5:  # and then lose power while it is opened again
+            self.restore(self.cut_within(lambda: self.open().close()))
+        self.look()
+
+    def look(self) -> None:
+        """Open, and compare what is there with what may be."""
+        self.device = self.open()
+        self.model[:] = read_all(self.device)
+        for number, found in enumerate(sectors(self.model)):
+            assert found in self.allowed[number]
+
+    def cut(self, what: str) -> None:
+        """Lose power, perhaps within a flush, and perhaps again while opening afterwards."""
+        image = self.disk.after_power_cut(self.source)
+        if what == "cut in flush":
+            self.change("write", self.source.randrange(BLOCKS) * BLOCK, b"\xfe" * BLOCK)
+            image = self.cut_within(self.device.flush)
+        self.device.close()
+        self.restore(image)
+        if self.source.random() < 0.5:
+            image = self.cut_within(lambda: self.open().close())
+            self.restore(image)
+        self.look()
         self.allowed = [{found} for found in sectors(self.model)]
+
+    def cut_within(self, action: Callable[[], None]) -> bytes:
+        """Return what a power cut before one of the writes and syncs of ``action`` leaves."""
+        images: list[bytes] = []
+
+        def cut() -> None:
+            images.append(self.disk.after_power_cut(self.source))
+
+        with mock.patch.object(self.disk, "before", cut):
+            action()
+        images.append(self.disk.after_power_cut(self.source))
+        return self.source.choice(images)
+
+    def restore(self, image: bytes) -> None:
+        """Make ``image`` what is on the disk."""
+        self.path.write_bytes(image.ljust(self.path.stat().st_size, b"\0"))
+        self.disk.durable[:] = image
+        self.disk.pending.clear()
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(history=events, seed=st.integers(0, 1 << 30))
-def test_power_cut(tmp_path: Path, history: list[tuple[str, int, int]], seed: int) -> None:
-    """Every sector is as flushed last, or as something written after that; then again."""
+def test_power_cuts(tmp_path: Path, history: list[tuple[str, int, int]], seed: int) -> None:
+    """After a cut every sector is as flushed last, or as something written after that."""
     path = tmp_path / "overlay"
     path.unlink(missing_ok=True)
     disk = Disk()
@@ -189,40 +226,15 @@ def test_power_cut(tmp_path: Path, history: list[tuple[str, int, int]], seed: in
         trial = Trial(path, disk, seed)
         try:
             for step, (what, sector, count) in enumerate(history):
-                if what in ("flush", "reopen"):
-                    trial.settle(what)
-                    continue
-                length = min(count * SECTOR, len(BASE) - sector * SECTOR)
-                trial.change(what, sector * SECTOR, bytes([step + 1]) * length)
-            trial.cut()
-            size = path.stat().st_size
+                if what.startswith("cut"):
+                    trial.cut(what)
+                elif what == "kill in flush":
+                    trial.kill()
+                elif what == "flush":
+                    trial.flush()
+                else:
+                    length = min(count * SECTOR, len(BASE) - sector * SECTOR)
+                    trial.change(what, sector * SECTOR, bytes([step + 1]) * length)
+            trial.cut("cut in flush")
         finally:
             trial.device.close()
-    for image, allowed in trial.cuts:
-        check(path, image.ljust(size, b"\0"), allowed, trial.source)
-
-
-def check(path: Path, image: bytes, allowed: Allowed, source: random.Random) -> None:
-    """Open what a power cut left, also after another one during that; see what is there."""
-    path.write_bytes(image)
-    disk = Disk()
-    disk.durable[:] = image
-    with noted(disk), mock.patch.object(disk, "sync", cut_before(disk, source, path)):
-        Overlay(MemoryDevice(BASE), path, base_digest="d").close()
-    for again in (disk.after_power_cut(source), path.with_suffix(".cut").read_bytes()):
-        path.write_bytes(again)
-        with closing(Overlay(MemoryDevice(BASE), path, base_digest="d")) as survivor:
-            for number, found in enumerate(sectors(read_all(survivor))):
-                assert found in allowed[number]
-
-
-def cut_before(disk: Disk, source: random.Random, path: Path) -> Callable[[], None]:
-    """A sync that leaves what a power cut before it would have left."""
-    sync = disk.sync
-    path.with_suffix(".cut").write_bytes(disk.durable)
-
-    def cut_sync() -> None:
-        path.with_suffix(".cut").write_bytes(disk.after_power_cut(source))
-        sync()
-
-    return cut_sync
