@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import struct
 import subprocess
 import sys
 from array import array
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from bootstream.chunks.digests import DigestTable, GrowingDigests
 from bootstream.chunks.index import Index, Pack, little_endian
 from bootstream.chunks.names import index_path
 from bootstream.chunks.reader import load_index
+from bootstream.chunks.report import summarise
 from bootstream.errors import Corrupt, InvalidInput, ObjectNotFound
 from bootstream.storage.memory import MemoryStorageProvider
 
@@ -253,6 +256,40 @@ def test_a_table_that_grows() -> None:
     for digest in digests:
         growing.append(digest)
     assert [growing.find(digest) for digest in digests] == list(range(10_000))
+
+
+def many_packs(count: int) -> bytes:
+    """An index of ``count`` chunks, each the first frame of a pack of its own."""
+    header = bytearray(64)
+    header[:12] = b"\x89bsidx\r\n\1\0\0\0"
+    header[12:36] = struct.pack("<IQIII", CHUNK, CHUNK * count, count, count, count)
+    columns = struct.pack(f"<{count}Q", *bytes(count))
+    columns += struct.pack(f"<{count}I", *range(1, count + 1))
+    columns += struct.pack(f"<{count}I", *bytes(count))
+    columns += struct.pack(f"<{count}I", *[10] * count)
+    columns += struct.pack(f"<{count}H", *range(count))
+    columns += b"".join(sha256(chunk_of(n)).digest() for n in range(count))
+    table = b"".join(
+        struct.pack(">QQBB64s14x", 0, n, 0, len(NAME), NAME.encode()) for n in range(count)
+    )
+    return seal(bytes(header) + columns + table + bytes(32))
+
+
+def test_long_histories(tmp_path: Path) -> None:
+    """More packs than a byte can number; and a table that is full begins anew."""
+    for count in (254, 255, 300):
+        index = Index.parse(many_packs(count), name=PATH)
+        assert list(index.kinds()) == list(range(1, count + 1))
+        assert len(summarise(index, build_id(0))) == 1 + count
+    for count, held in ((65_533, 10), (65_534, 0)):
+        parent = Index.parse(many_packs(count), name=PATH)
+        storage = MemoryStorageProvider()
+        content = b"".join(map(chunk_of, range(10)))
+        summary, index = publish(storage, tmp_path, content, number=1 << 20, parent=parent)
+        assert (summary.parent_chunks, summary.new_chunks) == (held, 10 - held)
+        assert len(index.packs) == (held or 1)
+    with pytest.raises(Corrupt, match="too many"):
+        Index.parse(many_packs(65_535), name=PATH)
 
 
 _LARGE = """
