@@ -17,7 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstream.errors import BootstreamError, Cancelled, Corrupt, InvalidInput, NotFound
+from bootstream.errors import (
+    BootstreamError,
+    Cancelled,
+    Corrupt,
+    InvalidInput,
+    NotFound,
+    StorageFull,
+)
 from bootstream.progress import NO_PROGRESS, NoProgress
 from bootstream.rootfs import Ext4Options, ExtraFile, build_ext4
 from bootstream.testing.images import CAP_NET_BIND_SERVICE, LayerBuilder
@@ -282,6 +289,17 @@ def test_destination_that_cannot_be(tmp_path: Path) -> None:
         build_ext4([], tmp_path / "no" / "i", Ext4Options(), NO_PROGRESS, seed="")
     with pytest.raises(InvalidInput):
         build_ext4([], tmp_path, Ext4Options(), NO_PROGRESS, seed="")
+
+
+def test_a_full_disk_is_storage_full(tmp_path: Path) -> None:
+    """And a device that was named as the destination stays where it is."""
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    layer = LayerBuilder().file("f", b"x" * 100_000).finish()
+    with pytest.raises(StorageFull) as caught:
+        build_ext4([lambda: io.BytesIO(layer)], full, Ext4Options(), NO_PROGRESS, seed="")
+    assert str(full) in str(caught.value)
+    assert full.is_char_device()
 
 
 @settings(max_examples=60, deadline=None)

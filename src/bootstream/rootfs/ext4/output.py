@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -43,8 +44,9 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         os.close(self._fd)
-        if error is not None:
+        if error is not None and regular:
             with suppress(OSError):
                 self._path.unlink()
 
