@@ -79,6 +79,16 @@ def test_too_small_a_size_names_the_one_needed(make: Make, block_size: int) -> N
             make(layer, size=size, block_size=block_size)
 
 
+def test_the_size_needed_is_never_below_the_one_given(make: Make) -> None:
+    """Not even where a larger file system would get a journal, and a smaller one none."""
+    layer = LayerBuilder().file("f", b"x" * 2_500_000)
+    with pytest.raises(InvalidInput, match="too small") as caught:
+        make(layer, size=4_600_000, block_size=2048)
+    needed = int(re.findall(r"needs (\d+)", str(caught.value))[0])
+    assert needed > 4_600_000
+    make(layer, size=needed, block_size=2048)
+
+
 @pytest.mark.parametrize("extra", [0, 1, 1000, 4096 * 17, 128 * MIB + 4096, 130 * MIB])
 def test_odd_sizes(make: Make, extra: int) -> None:
     """The file has exactly the size asked for, whatever whole groups come of it."""

@@ -56,7 +56,7 @@ def make_plan(
             plan = _try(options, geometry, allocator, geometry.usable(wanted), used_inodes)
         if plan is not None:
             return plan
-        needed = _smallest(options, geometry, allocator, used_inodes, 0, 0)
+        needed = _smallest(options, geometry, allocator, used_inodes, above=wanted, free=0, freed=0)
         size = needed.blocks * geometry.block_size
         raise InvalidInput(
             f"{options.size} bytes are too small: the image needs {size}",
@@ -66,7 +66,7 @@ def make_plan(
         )
     free = DEFAULT_FREE if options.free is None else options.free
     blocks = -(-free // geometry.block_size)
-    plan = _smallest(options, geometry, allocator, used_inodes, blocks, freed)
+    plan = _smallest(options, geometry, allocator, used_inodes, above=0, free=blocks, freed=freed)
     step = ROUNDING // geometry.block_size
     rounded = _try(
         options, geometry, allocator, geometry.usable(-(-plan.blocks // step) * step), used_inodes
@@ -79,13 +79,20 @@ def _smallest(
     geometry: Geometry,
     allocator: Allocator,
     used_inodes: int,
+    *,
+    above: int,
     free: int,
     freed: int,
 ) -> Plan:
-    """Return a plan that leaves ``free`` blocks free, grown until it fits."""
-    blocks = allocator.next + geometry.align
-    while True:
-        if blocks > min(geometry.most_blocks, MAX_BLOCKS):
+    """Return the plan for the smallest size over ``above`` that leaves ``free`` blocks free."""
+    most = min(geometry.most_blocks, MAX_BLOCKS)
+    step = geometry.align
+    low = max(allocator.next, above) // step
+    high = low + 1
+    while (
+        plan := _leaves(options, geometry, allocator, used_inodes, high * step, free, freed)
+    ) is None:
+        if high * step > most:
             raise InvalidInput(
                 f"over {geometry.most_blocks * geometry.block_size >> 30} GiB do not fit "
                 f"blocks of {geometry.block_size} bytes",
@@ -93,23 +100,40 @@ def _smallest(
                 object="block_size",
                 remedy="give the size, or use --block-size 4096",
             )
-        if geometry.usable(blocks) == blocks:
-            plan = _try(options, geometry, allocator, blocks, used_inodes)
-            if plan is not None:
-                inside = freed + sum(count for _, count in plan.allocator.free)
-                backups = len(
-                    [
-                        group
-                        for group in geometry.backups(geometry.groups(blocks))
-                        if geometry.group_start(group) >= plan.allocator.next
-                    ]
-                )
-                missing = free - (blocks - plan.allocator.next - backups * geometry.head + inside)
-                if missing <= 0:
-                    return plan
-                blocks += max(missing, geometry.align)
-                continue
-        blocks += max(geometry.align, (blocks - allocator.next) // 8)
+        low = high
+        high += max(1, (high * step - allocator.next) // (4 * step))
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = _leaves(options, geometry, allocator, used_inodes, middle * step, free, freed)
+        if found is None:
+            low = middle
+        else:
+            high, plan = middle, found
+    return plan
+
+
+def _leaves(
+    options: Ext4Options,
+    geometry: Geometry,
+    allocator: Allocator,
+    used_inodes: int,
+    blocks: int,
+    free: int,
+    freed: int,
+) -> Plan | None:
+    """Return the plan for a size, None if it does not leave ``free`` blocks."""
+    if geometry.usable(blocks) != blocks:
+        return None
+    plan = _try(options, geometry, allocator, blocks, used_inodes)
+    if plan is None:
+        return None
+    inside = freed + sum(count for _, count in plan.allocator.free)
+    backups = sum(
+        geometry.group_start(group) >= plan.allocator.next
+        for group in geometry.backups(geometry.groups(blocks))
+    )
+    left = blocks - plan.allocator.next - backups * geometry.head + inside
+    return plan if left >= free else None
 
 
 def _try(
