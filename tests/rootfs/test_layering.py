@@ -218,6 +218,8 @@ def test_whiteout_edge_cases(make: Make, read_tree: ReadTree) -> None:
         .whiteout("gone")
         .whiteout("never")
         .whiteout("missing/folder/name")
+        .whiteout("stays/below/a/file")
+        .opaque("stays")
         .file("stays", b"new")
         .whiteout("stays")
         .whiteout("d")

@@ -110,10 +110,10 @@ class Tree:
         return b"/".join(parts)
 
     def directory(self, path: bytes, *, make: bool = True) -> Directory | None:
-        """Return the directory at a cleaned path, made if it is missing and ``make``.
+        """Return the directory at a cleaned path; it is made, or None, where it is missing.
 
         Raises:
-            InvalidInput: a part is no directory; links never end; too deep.
+            InvalidInput: to be made, and a part is no directory; links never end; too deep.
         """
         found = self._parents.get(path)
         if found is None:
@@ -156,6 +156,8 @@ class Tree:
                 if target.startswith(b"/"):
                     del stack[1:]
                 todo.extend(reversed(target.split(b"/")))
+            elif not make:
+                return None
             else:
                 raise _refused(
                     path,
