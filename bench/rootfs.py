@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=Path("/tmp/bootstream-test-images"))
     parser.add_argument("--scratch", type=Path, help="where images are made; a fast disk")
     parser.add_argument("--files", type=int, default=100_000, help="of the synthetic image")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=2, help="the least counts")
     parser.add_argument("--only", choices=["debian", "small"], help="one image")
     parser.add_argument("--peers", nargs="*", default=["umoci", "tar", "debugfs"])
     parser.add_argument("--json", action="store_true", help="print JSON")

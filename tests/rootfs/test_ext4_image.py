@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bootstream.errors import InvalidInput
 from bootstream.rootfs.ext4.namehash import hasher
@@ -275,3 +277,67 @@ def test_acl_that_says_what_the_mode_says(make: Make, read_tree: ReadTree) -> No
     for bad in (b"", b"\2\0\0\0", plain[:-8], plain[:4] + plain[12:20] + plain[4:12], b"x" * 28):
         with pytest.raises(InvalidInput, match="ACL"):
             make(LayerBuilder().file("f", xattrs={"system.posix_acl_access": bad}))
+
+
+def test_index_of_names_beyond_ascii(make: Make, read_tree: ReadTree, mounted: Mounted) -> None:
+    """The hash takes bytes as unsigned, as the superblock's flag tells the kernel."""
+    layer = LayerBuilder()
+    names = [b"\xff\x80\xfe %d \xc3" % number for number in range(2000)]
+    for name in names:
+        layer.link(b"d/" + name, name)
+    image = make(layer)
+    assert len(read_tree(image)) == 2002
+    if ROOT:
+        with mounted(image) as root:
+            for name in names:
+                assert os.readlink(os.path.join(os.fsencode(root), b"d", name)) == name
+
+
+def test_attributes_of_everything(make: Make, read_tree: ReadTree, mounted: Mounted) -> None:
+    """In the inode and in a block, on links short and long, devices, pipes, directories."""
+    small = {"trusted.small": b"s", "security.note": b"n"}
+    large = {"trusted.large": b"l" * 500}
+    layer = LayerBuilder()
+    for word, xattrs in (("small", small), ("large", large)):
+        layer.link(f"{word}/fast", "t" * 20, xattrs=xattrs)
+        layer.link(f"{word}/slow", "t" * 200, xattrs=xattrs)
+        layer.device(f"{word}/device", 1, 3, xattrs=xattrs)
+        layer.fifo(f"{word}/pipe", xattrs=xattrs)
+        layer.folder(f"{word}/folder", xattrs=xattrs)
+        layer.file(f"{word}/file", b"f" * 70_000, xattrs=xattrs)
+    image = make(layer)
+    tree = read_tree(image)
+    for word, xattrs in (("small", small), ("large", large)):
+        for name in ("fast", "slow", "device", "pipe", "folder", "file"):
+            assert dict(tree[f"/{word}/{name}".encode()][6]) == xattrs  # type: ignore[call-overload]  # pairs
+    if not ROOT:
+        return
+    with mounted(image) as root:
+        for word, xattrs in (("small", small), ("large", large)):
+            for path in (root / word).iterdir():
+                assert sorted(os.listxattr(path, follow_symlinks=False)) == sorted(xattrs)
+                for name, value in xattrs.items():
+                    assert os.getxattr(path, name, follow_symlinks=False) == value
+            assert (root / word / "fast").readlink() == Path("t" * 20)
+            assert (root / word / "slow").readlink() == Path("t" * 200)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(
+        st.text(
+            st.characters(exclude_characters="\0=", exclude_categories=["Cs"]),
+            min_size=1,
+            max_size=40,
+        ),
+        st.binary(max_size=300),
+        max_size=8,
+    )
+)
+def test_any_attributes(make: Make, read_tree: ReadTree, attributes: dict[str, bytes]) -> None:
+    """Whatever their names and values, e2fsck agrees with order and hashes."""
+    expected = {f"user.{name}": value for name, value in attributes.items()}
+    tree = read_tree(make(LayerBuilder().file("f", b"x", xattrs=expected), size=4 << 20))
+    assert dict(tree[b"/f"][6]) == expected  # type: ignore[call-overload]  # pairs
