@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from memory import peak_memory
+
 from bootstream.chunks.writer import DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, write_artifact
 from bootstream.storage.local import LocalStorageProvider
 
@@ -87,9 +89,8 @@ def once(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
     )
     took = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"  ours: {took:.2f} s in write_artifact, peak memory {peak / 1024:.0f} MiB, chunks:"
+        f"  ours: {took:.2f} s in write_artifact, peak memory {peak_memory() >> 20} MiB, chunks:"
         f" {summary.new_chunks} new, {summary.duplicate_chunks} equal, {summary.zero_chunks} zeros",
         flush=True,
     )

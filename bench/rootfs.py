@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import stat
 import subprocess
@@ -24,6 +23,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from memory import peak_memory
 
 from bootstream.images import BlobCache, resolve
 from bootstream.progress import NO_PROGRESS
@@ -46,8 +47,7 @@ def build(reference: str, target: Path) -> None:
         seed=",".join(layer.diff_id for layer in image.layers),
     )
     seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    json.dump({"build": seconds, "memory": memory}, sys.stdout)
+    json.dump({"build": seconds, "memory": peak_memory()}, sys.stdout)
 
 
 def run(*command: str, stdin: bytes | None = None) -> str:

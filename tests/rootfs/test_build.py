@@ -438,3 +438,13 @@ def test_a_change_above_leaves_what_is_below(make: Make) -> None:
     after = chunks(make(base, changed, seed="2"))
     new = len(set(after) - set(before))
     assert new / len(after) < 0.02, (new, len(after))
+
+
+def test_large_directories_are_shared(make: Make) -> None:
+    """Indexed directories keep their order when another layer changes."""
+    base = LayerBuilder(parents=True)
+    for number in range(8000):
+        base.fifo(f"large/a name of some length, number {number}")
+    before = chunks(make(base, LayerBuilder().file("top", b"1"), seed="1"))
+    after = chunks(make(base, LayerBuilder().file("top", b"2"), seed="2"))
+    assert len(set(after) - set(before)) <= 8, "the superblocks, descriptors and the file"

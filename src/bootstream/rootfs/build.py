@@ -58,7 +58,7 @@ def build_ext4(
         destination: the file to write, sparse; replaced if it is there, removed on failure.
         options: see ``Ext4Options``.
         progress: hears the phase ``rootfs``, in bytes of the layers; may cancel.
-        seed: what the image is called for UUID and hash seed, e.g. the layers' diff ids.
+        seed: what the UUID is made of beside the options, e.g. the layers' diff ids.
 
     Raises:
         InvalidInput: an option makes no sense; the image leads outside, is over a limit, or

@@ -91,7 +91,7 @@ class Ext4Options:
                 )
 
     def identity(self, seed: str) -> bytes:
-        """Return 32 bytes that name this image: from them come UUID and hash seed."""
+        """Return 32 bytes that name this image; its UUID is made of them."""
         values = [
             seed,
             *(

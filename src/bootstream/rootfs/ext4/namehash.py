@@ -8,10 +8,14 @@ a hash goes on in the next block.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable
 
 VERSION = 1
+HASH_SEED = hashlib.sha256(b"bootstream ext4 directories").digest()[:16]
+"""The same for every image: the order of names in a directory that no upper layer touches
+must not change when another layer does, or its blocks would never be shared."""
 _M = 0xFFFFFFFF
 _WORDS = struct.Struct(">8I")
 _LAST = 0xFFFFFFFE

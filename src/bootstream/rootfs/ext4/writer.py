@@ -20,7 +20,7 @@ from bootstream.rootfs.ext4.extents import add_run, build
 from bootstream.rootfs.ext4.filedata import FileData
 from bootstream.rootfs.ext4.inodes import EXTENTS_FLAG, INDEX_FLAG, pack_inode, pack_node
 from bootstream.rootfs.ext4.layout import INODE_SIZE, Allocator, Geometry
-from bootstream.rootfs.ext4.namehash import hasher
+from bootstream.rootfs.ext4.namehash import HASH_SEED, hasher
 from bootstream.rootfs.ext4.output import Output
 from bootstream.rootfs.ext4.plan import Plan, make_plan
 from bootstream.rootfs.ext4.superblock import (
@@ -65,7 +65,7 @@ class Ext4Writer:
     Args:
         output: where to.
         options: checked already.
-        identity: 32 bytes from which UUID and hash seed are taken.
+        identity: 16 bytes or more; the UUID comes from the first 16.
         tick: called every now and then while the metadata are written; may raise.
     """
 
@@ -78,7 +78,6 @@ class Ext4Writer:
         self._geometry = Geometry.of(options.block_size, options.size)
         self._allocator = Allocator(self._geometry)
         self._freed: list[tuple[int, int]] = []
-        self._seed = UUID(bytes=identity[16:], version=4).bytes
         self.uuid = UUID(bytes=identity[:16], version=4)
         self.data = FileData(self._allocator, output, options.block_size)
 
@@ -150,7 +149,7 @@ class Ext4Writer:
         """Write directories' blocks; return nodes by number, what to add to some, names."""
         nodes: list[Node | None] = [None] * tree.next_inode
         extra: dict[int, _Inode] = {}
-        name_hash = hasher(self._seed)
+        name_hash = hasher(HASH_SEED)
         names = 0
         for count, (directory, parent) in enumerate(tree.directories()):
             if count % _BATCH == 0:
@@ -322,7 +321,7 @@ class Ext4Writer:
             free_inodes=sum(group.free_inodes for group in found),
             overhead=overhead + (geometry.first_block),
             uuid=self.uuid.bytes,
-            hash_seed=self._seed,
+            hash_seed=HASH_SEED,
             label=self._options.label.encode(),
             journal=journal,
         )
