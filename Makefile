@@ -57,6 +57,15 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
+# Clients and servers whose dependencies must not meet ours.
+$(VENV)/.tools: $(VENV)/.venv
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check 'oci-cli>=3.95' 'ocifs>=1.3'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm azurite@3
+	@touch $@
+
+tools: $(VENV)/.tools
+
 $(VENV)/.installed: $(VENV)/.venv pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@

@@ -1,0 +1,1 @@
+"""What storage and registries share of a cloud: principals, regions, signatures."""
