@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 
 # Debian packages with the real servers and clients that the tests talk to.
 APT_PACKAGES := attr docker-registry e2fsprogs file fio libcap2-bin libnbd-bin mmdebstrap mount \
-	nbdkit openssl python3-libnbd qemu-utils skopeo umoci zstd
+	nbdkit openssl python3-libnbd qemu-utils skopeo uidmap umoci zstd
 # One program of each, to see whether it is there.
 PROGRAMS := setfattr docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy mmdebstrap mount \
-	nbdkit openssl qemu-img skopeo umoci zstd
+	nbdkit newuidmap openssl qemu-img skopeo umoci zstd
 
 TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
