@@ -19,6 +19,7 @@ Operation = Literal[
     "list",
     "put",
     "read_from",
+    "copy",
     "delete",
     "delete_prefix",
     "sign",
@@ -26,7 +27,7 @@ Operation = Literal[
     "details",
 ]
 READS: frozenset[Operation] = frozenset({"read_at", "write_to", "stat", "list"})
-WRITES: frozenset[Operation] = frozenset({"put", "read_from", "delete", "delete_prefix"})
+WRITES: frozenset[Operation] = frozenset({"put", "read_from", "copy", "delete", "delete_prefix"})
 ALL: frozenset[Operation] = READS | WRITES | {"sign", "collect", "details"}
 
 

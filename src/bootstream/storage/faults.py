@@ -39,6 +39,7 @@ from bootstream.storage.faultrules import (
 )
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import (
+    Metadata,
     ObjectInfo,
     ObjectStat,
     ReadableBuffer,
@@ -117,6 +118,12 @@ class FaultStorageProvider:
             yield from found[:at]
             if at < len(found) or plan.cut.at is None:
                 raise cut_error("list", prefix)
+        plan.finish()
+
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object; the path that faults look at is the target's."""
+        plan = self._faults.begin("copy", target)
+        self._inner.copy_object(source, target)
         plan.finish()
 
     def delete_objects_with_prefix(self, prefix: str) -> int:
@@ -207,19 +214,22 @@ class _FaultObject:
     def path(self) -> str:
         return self._inner.path
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
         plan = self._faults.begin("read_from", self.path)
         try:
             size = Path(path).stat().st_size
         except OSError as error:
             raise source_error(error, path) from error
         self._faults.write("read_from", self.path, size)
-        self._inner.write_from_file_system(path)
+        self._inner.write_from_file_system(path, metadata=metadata)
         plan.finish()
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         plan = self._faults.begin("read_from", self.path)
-        count = self._inner.read_from(_FullSource(source, self._faults, self.path))
+        full = _FullSource(source, self._faults, self.path)
+        count = self._inner.read_from(full, metadata=metadata)
         plan.finish()
         return count
 
@@ -254,11 +264,18 @@ class _FaultObject:
         return count
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
         plan = self._faults.begin("put", self.path)
         self._faults.write("put", self.path, memoryview(data).nbytes)
-        etag = self._inner.put(data, if_none_match=if_none_match, if_match=if_match)
+        etag = self._inner.put(
+            data, if_none_match=if_none_match, if_match=if_match, metadata=metadata
+        )
         plan.finish()
         return etag
 

@@ -1,11 +1,13 @@
 """Objects as plain files below a folder: the object ``a/b`` is the file ``ROOT/a/b``.
 
 Other tools may read the files, and put files there, whole, by renaming. What a file system
-has and an object store has not, shows in three places:
+has and an object store has not, shows in four places:
 
 - A component of a path has at most 255 bytes of UTF-8 (``InvalidInput``).
 - A path cannot be an object and the folder of other objects at once: where ``a/b`` is,
   ``a`` cannot be written, and the other way round (``InvalidInput``).
+- Metadata lies in the extended attribute ``user.bootstream.metadata`` of the file; where
+  the file system has none, writing with metadata is refused (``InvalidInput``).
 - Two names in the top folder are kept: ``lost+found`` and ``.bootstream-upload-…``.
 
 Folders are made and removed with what is in them; a store whose objects are all deleted is
@@ -48,10 +50,13 @@ from bootstream.storage.folders import (
     prune_upwards,
     walk,
 )
-from bootstream.storage.localcopy import copy_file, write_all
+from bootstream.storage.localcopy import copy_descriptor, copy_file, write_all
+from bootstream.storage.localmetadata import read_metadata, write_metadata
+from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.oserrors import MOVE_STORE, storage_error
-from bootstream.storage.paths import normalize_prefix, validate_path
+from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import (
+    Metadata,
     ObjectInfo,
     ObjectStat,
     ReadableBuffer,
@@ -109,6 +114,21 @@ class LocalStorageProvider:
                 except FileNotFoundError:
                     continue
             yield from found
+
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object, by the kernel where it can (reflinks, too); see the protocol."""
+        validate_copy(source, target)
+        source_parts, target_parts = _parts(source), _parts(target)
+        with self.mapped("copy object", source):
+            descriptor, _ = open_regular(self.root, source_parts)
+            try:
+                metadata = read_metadata(descriptor)
+                with self.mapped("copy object", target), self.stage() as staged:
+                    copy_descriptor(descriptor, staged.descriptor, source)
+                    write_metadata(staged.descriptor, metadata)
+                    staged.publish(target_parts)
+            finally:
+                os.close(descriptor)
 
     def delete_objects_with_prefix(self, prefix: str) -> int:
         """Delete everything below ``prefix``; return how many objects went."""
@@ -211,18 +231,25 @@ class LocalStorageObject:
         """The object's path."""
         return self._path
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
         """Upload a local file, sparse as it is, by the kernel where it can (reflinks, too)."""
+        kept = validate_metadata(metadata)
         with self._writing(), self._provider.stage() as staged:
+            write_metadata(staged.descriptor, kept)
             copy_file(path, staged.descriptor)
             staged.publish(self._parts)
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         """Upload everything ``source`` has, in pieces of 1 MiB; see the protocol."""
+        kept = validate_metadata(metadata)
         with self._writing():
             staged = self._provider.stage()
         count = 0
         with staged:
+            with self._writing():
+                write_metadata(staged.descriptor, kept)
             while piece := source.read(_PIECE):  # its errors are its own
                 with self._writing():
                     count += write_all(staged.descriptor, piece)
@@ -268,22 +295,29 @@ class LocalStorageObject:
             return done
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
         """Write at once; see the protocol."""
+        kept = validate_metadata(metadata)
         with self._writing(), self._provider.stage() as staged:
+            write_metadata(staged.descriptor, kept)
             write_all(staged.descriptor, data)
             return staged.publish(self._parts, if_none_match=if_none_match, if_match=if_match)
 
     def stat(self) -> ObjectStat:
         """Return what is known of it."""
         with self._provider.mapped("stat object", self._path):
-            with folder(self._provider.root, self._parts[:-1]) as parent:
-                status = os.lstat(self._parts[-1], dir_fd=parent)
-            if not stat.S_ISREG(status.st_mode):
-                descriptor, status = open_regular(self._provider.root, self._parts)
-                os.close(descriptor)  # as a rule it has raised, and said what is wrong
-            return ObjectStat(status.st_size, etag_of(status), _time(status))
+            descriptor, status = open_regular(self._provider.root, self._parts)
+            try:
+                metadata = read_metadata(descriptor)
+            finally:
+                os.close(descriptor)
+            return ObjectStat(status.st_size, etag_of(status), _time(status), metadata)
 
     def size(self) -> int:
         """Return the size in bytes."""

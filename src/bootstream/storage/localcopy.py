@@ -39,20 +39,28 @@ def copy_file(path: str | os.PathLike[str], target: int) -> int:
     except OSError as error:
         raise source_error(error, path) from error
     try:
-        status = os.fstat(source)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(source).st_mode):
             raise InvalidInput(
                 "it is not a regular file", operation="upload file", object=os.fspath(path)
             )
-        os.ftruncate(target, status.st_size)
-        offset = 0
-        while offset < status.st_size:
-            start, end = _data(source, offset, status.st_size)
-            _copy_range(source, target, start, end, path)
-            offset = end
-        return status.st_size
+        return copy_descriptor(source, target, path)
     finally:
         os.close(source)
+
+
+def copy_descriptor(source: int, target: int, name: str | os.PathLike[str]) -> int:
+    """Copy an open regular file into the empty file ``target``; return its size.
+
+    ``name`` is what errors call it; they are those of ``copy_file``.
+    """
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        start, end = _data(source, offset, size)
+        _copy_range(source, target, start, end, name)
+        offset = end
+    return size
 
 
 def _data(source: int, offset: int, size: int) -> tuple[int, int]:

@@ -11,9 +11,11 @@ from os import PathLike
 from pathlib import Path
 
 from bootstream.errors import AlreadyExists, InvalidInput, ObjectNotFound, PreconditionFailed
+from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.oserrors import source_error
-from bootstream.storage.paths import normalize_prefix, validate_path
+from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import (
+    Metadata,
     ObjectInfo,
     ObjectStat,
     ReadableBuffer,
@@ -52,6 +54,15 @@ class MemoryStorageProvider:
             ]
         return iter(sorted(found, key=lambda info: info.path.encode()))
 
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object; see the protocol."""
+        validate_copy(source, target)
+        with self.lock:
+            entry = self.contents.get(source)
+            if entry is None:
+                raise ObjectNotFound("it does not exist", operation="copy object", object=source)
+            self.replace(target, entry[0], entry[1].metadata)
+
     def delete_objects_with_prefix(self, prefix: str) -> int:
         """Delete everything below ``prefix``; return how many objects went."""
         wanted = normalize_prefix(prefix)
@@ -77,10 +88,10 @@ class MemoryStorageProvider:
         """Describe the store."""
         return StorageDetails("memory", self._identity, datetime.now(UTC))
 
-    def replace(self, path: str, data: bytes) -> str:
+    def replace(self, path: str, data: bytes, metadata: Metadata) -> str:
         """Store ``data``; the caller holds the lock. Returns the new etag."""
         etag = str(next(self._writes))
-        self.contents[path] = data, ObjectStat(len(data), etag, datetime.now(UTC))
+        self.contents[path] = data, ObjectStat(len(data), etag, datetime.now(UTC), metadata)
         return etag
 
 
@@ -103,21 +114,24 @@ class MemoryStorageObject:
             raise ObjectNotFound("it does not exist", operation="read object", object=self._path)
         return entry
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
         """Upload a local file."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             raise source_error(error, path) from error
-        self.put(data)
+        self.put(data, metadata=metadata)
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         """Upload everything ``source`` has."""
+        validate_metadata(metadata)
         pieces = []
         while piece := bytes(source.read(_PIECE)):
             pieces.append(piece)
         data = b"".join(pieces)
-        self.put(data)
+        self.put(data, metadata=metadata)
         return len(data)
 
     def write_to(self, sink: Sink) -> int:
@@ -138,10 +152,16 @@ class MemoryStorageObject:
         return len(piece)
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
         """Write at once; see the protocol."""
         content = bytes(data)
+        kept = validate_metadata(metadata)
         with self._provider.lock:
             entry = self._provider.contents.get(self._path)
             if if_none_match and entry is not None:
@@ -152,7 +172,7 @@ class MemoryStorageObject:
                     operation="replace object",
                     object=self._path,
                 )
-            return self._provider.replace(self._path, content)
+            return self._provider.replace(self._path, content, kept)
 
     def stat(self) -> ObjectStat:
         """Return what is known of it."""

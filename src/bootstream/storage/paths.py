@@ -21,6 +21,14 @@ def validate_path(path: str) -> str:
     return path
 
 
+def validate_copy(source: str, target: str) -> None:
+    """Check both names of a copy within a store; raises InvalidInput, also if they are one."""
+    if validate_path(source) == validate_path(target):
+        raise InvalidInput(
+            "an object cannot be copied onto itself", operation="copy object", object=source
+        )
+
+
 def is_valid_path(path: str) -> bool:
     """Tell whether ``validate_path`` would take it."""
     return _problem(path) is None

@@ -10,6 +10,7 @@ from os import PathLike
 from bootstream.errors import InvalidInput
 from bootstream.storage.paths import normalize_prefix, validate_path
 from bootstream.storage.protocol import (
+    Metadata,
     ObjectInfo,
     ObjectStat,
     ReadableBuffer,
@@ -54,6 +55,12 @@ class PrefixStorageProvider:
         found = self._inner.list_objects(self._prefix + normalize_prefix(prefix))
         return (replace(info, path=info.path.removeprefix(self._prefix)) for info in found)
 
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object within the prefix; see the protocol."""
+        self._inner.copy_object(
+            self._prefix + validate_path(source), self._prefix + validate_path(target)
+        )
+
     def delete_objects_with_prefix(self, prefix: str) -> int:
         """Delete everything below ``prefix``; return how many objects went."""
         wanted = normalize_prefix(prefix)
@@ -90,11 +97,13 @@ class _PrefixObject:
     def path(self) -> str:
         return self._path
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
-        self._inner.write_from_file_system(path)
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
+        self._inner.write_from_file_system(path, metadata=metadata)
 
-    def read_from(self, source: Source) -> int:
-        return self._inner.read_from(source)
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
+        return self._inner.read_from(source, metadata=metadata)
 
     def write_to(self, sink: Sink) -> int:
         return self._inner.write_to(sink)
@@ -103,9 +112,16 @@ class _PrefixObject:
         return self._inner.read_at(buffer, offset)
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
-        return self._inner.put(data, if_none_match=if_none_match, if_match=if_match)
+        return self._inner.put(
+            data, if_none_match=if_none_match, if_match=if_match, metadata=metadata
+        )
 
     def stat(self) -> ObjectStat:
         return self._inner.stat()

@@ -9,6 +9,9 @@ empty, ``.`` or ``..`` components and without control characters;
 ``validate_path`` is the one judge of it. A prefix is a path, or ``""`` for
 everything, and always stands for whole components: ``abc`` and ``abc/`` both
 mean ``abc/``, never ``abcd/…``.
+
+Metadata is a few short strings that an object is written with, and that ``stat``
+gives back; ``validate_metadata`` is the one judge of it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Protocol
 
 ReadableBuffer = bytes | bytearray | memoryview
 WritableBuffer = bytearray | memoryview
+Metadata = Mapping[str, str]
 
 
 class Source(Protocol):
@@ -50,7 +54,7 @@ class ObjectStat:
     size: int
     etag: str
     last_modified: datetime
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,19 @@ class StorageObject(Protocol):
         """The object's path below the provider's root."""
         ...
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
-        """Upload a local file, replacing the object; it appears whole or not at all."""
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
+        """Upload a local file, replacing the object; it appears whole or not at all.
+
+        Metadata is replaced, too, by ``metadata`` or, where that is None, by none.
+
+        Raises:
+            InvalidInput: this is no metadata, or the store cannot keep any.
+        """
         ...
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         """Upload everything ``source`` has; return the count of bytes.
 
         The object appears only when all of it was read and stored durably. If
@@ -116,7 +128,12 @@ class StorageObject(Protocol):
         ...
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
         """Write a small object at once, atomically and durably; return its etag.
 
@@ -124,6 +141,7 @@ class StorageObject(Protocol):
             data: the whole content, some MiB at most.
             if_none_match: only if no such object exists; of many at once one wins.
             if_match: only if the object now has this etag.
+            metadata: kept with the object.
 
         Raises:
             AlreadyExists: ``if_none_match`` was asked for and it exists.
@@ -159,6 +177,18 @@ class StorageProvider(Protocol):
         """Yield everything below ``prefix`` in UTF-8 byte order, over all pages.
 
         Whatever exists during the whole listing is in it. A missing prefix is empty.
+        """
+        ...
+
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object within the store, metadata too, without its bytes coming here.
+
+        ``target`` is replaced; it appears whole or not at all. May wait for work that the
+        store does on its own.
+
+        Raises:
+            ObjectNotFound: ``source`` does not exist; ``target`` stays as it is.
+            InvalidInput: both are the same path.
         """
         ...
 

@@ -41,6 +41,7 @@ from bootstream.errors import (
 )
 from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import (
+    Metadata,
     ObjectInfo,
     ObjectStat,
     ReadableBuffer,
@@ -142,6 +143,10 @@ class RetryStorageProvider:
             else:
                 return
 
+    def copy_object(self, source: str, target: str) -> None:
+        """Copy an object; see the protocol. A copy that was made twice is the same copy."""
+        self.run(lambda: self._inner.copy_object(source, target))
+
     def delete_objects_with_prefix(self, prefix: str) -> int:
         """Delete everything below ``prefix``; return how many the last attempt deleted."""
         return self.run(lambda: self._inner.delete_objects_with_prefix(prefix))
@@ -242,17 +247,19 @@ class _RetryObject:
     def path(self) -> str:
         return self._inner.path
 
-    def write_from_file_system(self, path: str | PathLike[str]) -> None:
-        self._provider.run(lambda: self._inner.write_from_file_system(path))
+    def write_from_file_system(
+        self, path: str | PathLike[str], *, metadata: Metadata | None = None
+    ) -> None:
+        self._provider.run(lambda: self._inner.write_from_file_system(path, metadata=metadata))
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         watched = _Watched(source=source)
         again = source if isinstance(source, _Rewindable) and source.seekable() else None
         start = again.tell() if again is not None else 0
         budget = self._provider.budget()
         while True:
             try:
-                return self._inner.read_from(watched)
+                return self._inner.read_from(watched, metadata=metadata)
             except BootstreamError as error:
                 if watched.error is not None or (watched.touched and again is None):
                     raise
@@ -292,13 +299,20 @@ class _RetryObject:
         return self._provider.run(lambda: self._inner.read_at(buffer, offset))
 
     def put(
-        self, data: ReadableBuffer, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        data: ReadableBuffer,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
     ) -> str:
         unknown = False
         budget = self._provider.budget()
         while True:
             try:
-                return self._inner.put(data, if_none_match=if_none_match, if_match=if_match)
+                return self._inner.put(
+                    data, if_none_match=if_none_match, if_match=if_match, metadata=metadata
+                )
             except (AlreadyExists, PreconditionFailed) as error:
                 if not unknown:
                     raise

@@ -38,6 +38,7 @@ from bootstream.testing.storagekit import (
     content,
     paths,
 )
+from bootstream.testing.storagemetadata import MetadataConformance
 from bootstream.testing.storagenames import NamesConformance
 
 __all__ = [
@@ -52,8 +53,8 @@ __all__ = [
 ]
 
 
-class StorageConformance(ContentConformance, NamesConformance):
-    """All of it: bytes, names, and here conditions and metadata."""
+class StorageConformance(ContentConformance, NamesConformance, MetadataConformance):
+    """All of it: bytes, names, metadata and copies, and here conditions, etags and times."""
 
     # -- conditions ---------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class StorageConformance(ContentConformance, NamesConformance):
         assert results == [None] * 6
         assert paths(provider) == []
 
-    # -- metadata -----------------------------------------------------------------------------
+    # -- etags and times ------------------------------------------------------------------------
 
     def test_etag_changes_with_every_write(self, provider: StorageProvider) -> None:
         """Also for the same bytes, at once, and after a deletion."""
@@ -248,6 +249,7 @@ class StorageConformance(ContentConformance, NamesConformance):
             lambda: target.read_from(PatternSource(10)),
             lambda: target.read_at(bytearray(1), 0),
             lambda: target.write_to(HashingSink()),
+            lambda: lost.copy_object("a/b", "a/c"),
             target.stat,
             target.exists,
             target.delete,

@@ -174,6 +174,7 @@ class StorageSuite:
     moving it may allocate. ``in_memory``: the store itself lies in this process's memory.
     ``clock_skew``: how far the store's clock may be from this host's. ``has_bucket``:
     whether there is a bucket that could be missing; ``lost`` then gives a store without.
+    ``has_metadata``: whether objects keep metadata; else writing with some is refused.
     """
 
     component_bytes: ClassVar[int] = 1024
@@ -184,6 +185,7 @@ class StorageSuite:
     in_memory: ClassVar[bool] = False
     clock_skew: ClassVar[timedelta] = timedelta(seconds=30)
     has_bucket: ClassVar[bool] = True
+    has_metadata: ClassVar[bool] = True
 
     @pytest.fixture
     def provider(self) -> StorageProvider:
