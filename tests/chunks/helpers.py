@@ -12,7 +12,7 @@ from bootstream.chunks.index import Index
 from bootstream.chunks.reader import ChunkReader, load_index
 from bootstream.chunks.writer import ArtifactSummary, write_artifact
 from bootstream.storage.memory import MemoryStorageObject, MemoryStorageProvider
-from bootstream.storage.protocol import Source, StorageProvider, WritableBuffer
+from bootstream.storage.protocol import Metadata, Source, StorageProvider, WritableBuffer
 
 NAME = "rootfs.ext4"
 CHUNK = 4096
@@ -134,7 +134,7 @@ class _Watched(MemoryStorageObject):
             count = self._provider.on_read(self.path, buffer, offset, count)
         return count
 
-    def read_from(self, source: Source) -> int:
+    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         if self._provider.on_upload is not None:
             source = self._provider.on_upload(self.path, source)
-        return super().read_from(source)
+        return super().read_from(source, metadata=metadata)

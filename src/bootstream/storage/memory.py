@@ -88,10 +88,10 @@ class MemoryStorageProvider:
         """Describe the store."""
         return StorageDetails("memory", self._identity, datetime.now(UTC))
 
-    def replace(self, path: str, data: bytes, metadata: Metadata) -> str:
+    def replace(self, path: str, data: bytes, metadata: Metadata | None = None) -> str:
         """Store ``data``; the caller holds the lock. Returns the new etag."""
         etag = str(next(self._writes))
-        self.contents[path] = data, ObjectStat(len(data), etag, datetime.now(UTC), metadata)
+        self.contents[path] = data, ObjectStat(len(data), etag, datetime.now(UTC), metadata or {})
         return etag
 
 
