@@ -191,10 +191,13 @@ def comparable(tree: Tree) -> Tree:
     tree = {name: entry for name, entry in tree.items() if name != b"lost+found"}
     if os.geteuid() == 0:
         return tree
-    return {  # a rootless unpacking has no owners, devices, capabilities
+    # A rootless unpacking has no owners and capabilities, and empty files for devices.
+    empty = (0, hashlib.sha256().hexdigest())
+    return {
         name: (stat.S_IFMT(e[0]), *e[4:6])  # type: ignore[arg-type]  # the mode
         for name, e in tree.items()
         if stat.S_IFMT(e[0]) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)  # type: ignore[arg-type]
+        and e[5] != empty
     }
 
 

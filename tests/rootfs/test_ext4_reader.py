@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -304,10 +305,8 @@ def test_attributes_copied_by_mkfs(tmp_path: Path, opened: Callable[[Path], Imag
     source = tmp_path / "tree" / "f"
     source.parent.mkdir()
     source.touch()
-    try:
+    with suppress(OSError):  # some hosts' file systems have none
         os.setxattr(source, "user.test", b"value \xff\0")
-    except OSError:
-        pytest.skip("this folder's file system has no user attributes")
     image = opened(make_image(tmp_path / "image", source.parent))
     assert image.system.xattrs(b"/f") == {
         name: os.getxattr(source, name) for name in os.listxattr(source)
