@@ -5,21 +5,21 @@ BIN := $(VENV)/bin
 
 # Debian packages with the real servers and clients that the tests talk to.
 APT_PACKAGES := attr docker-registry e2fsprogs file fio libcap2-bin libnbd-bin mmdebstrap mount \
-	nbdkit openssl python3-libnbd qemu-utils skopeo uidmap umoci zstd
+	nbdkit npm openssl python3-libnbd qemu-utils skopeo uidmap umoci zstd
 # One program of each, to see whether it is there.
 PROGRAMS := setfattr docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy mmdebstrap mount \
-	nbdkit newuidmap openssl qemu-img skopeo umoci zstd
+	nbdkit newuidmap npm openssl qemu-img skopeo umoci zstd
 
 TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: apt-packages demo test lint types layers check programs clean
+.PHONY: apt-packages demo test tools lint types layers check programs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bootstream demo
 
-test: $(VENV)/.dev programs
+test: programs $(VENV)/.dev $(VENV)/.tools
 	@echo "Making a Debian image to test with, unless it is there already" && \
 		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null
 	$(BIN)/pytest -n auto --dist loadscope
@@ -71,7 +71,7 @@ $(VENV)/.installed: $(VENV)/.venv pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' $$($(BIN)/python -c \
 		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' \
 		| sed 's/ //g')
 	@touch $@
