@@ -36,6 +36,8 @@ class ApiError(Exception):
 class Disconnect(Exception):
     """The connection ends without an answer: a broken body, or a fault that was asked for."""
 
+    reset = False  # whether the client sees a reset, rather than an end
+
 
 def not_authenticated(message: str) -> ApiError:
     """401 ``NotAuthenticated``: the request is not signed, or not by a key that is known."""

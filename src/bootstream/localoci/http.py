@@ -194,7 +194,8 @@ class Response:
     """One answer.
 
     ``body`` is bytes, a file's range, or an iterator of pieces, which is sent chunked.
-    ``length`` overrides content-length for HEAD, where no body is sent. After
+    ``length`` overrides content-length for HEAD, where no body is sent; with an iterator it is
+    the length that is promised, and the pieces are sent as they are. After
     ``cut_after`` bytes of the body, if set, the connection is cut: a fault.
     """
 

@@ -141,8 +141,10 @@ class HttpServer:
         try:
             while wire.keep and self._next(wire, client, full) and not full:
                 pass
-        except Disconnect:
-            pass
+        except Disconnect as error:
+            if error.reset:
+                never = struct.pack("ii", 1, 0)
+                wire.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
         except OSError as error:
             log.debug("connection: %s", error)
         finally:

@@ -121,7 +121,7 @@ def signing_string(
             lines.append(f"{name}: {headers[name].strip()}")
         else:
             raise refuse(f"the header {name} is signed but not sent")
-    return "\n".join(lines).encode("utf-8", "surrogateescape")
+    return "\n".join(lines).encode("latin-1", "replace")
 
 
 def check_signature(

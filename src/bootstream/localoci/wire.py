@@ -215,8 +215,8 @@ class Wire:
             length: int | None = body.length
         else:
             length = len(body) if isinstance(body, bytes) else None
-        if response.length is not None and bare:
-            length = response.length
+        if response.length is not None and (bare or length is None):
+            length = response.length  # of HEAD, or of a body whose pieces are not chunks
         if status not in {204, 304}:
             if length is not None:
                 lines.append(f"content-length: {length}\r\n")
@@ -232,11 +232,12 @@ class Wire:
         elif isinstance(body, FileRange):
             self._send_range(head, body, body.length if cut is None else min(cut, body.length))
         else:
+            chunked = self.modern and length is None
             self._send(head)
             for piece in body:
                 if piece:
-                    self._send(b"%x\r\n%b\r\n" % (len(piece), piece) if self.modern else piece)
-            if self.modern:
+                    self._send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked:
                 self._send(b"0\r\n\r\n")
         if cut is not None and not bare:
             raise Disconnect("cut on purpose")
