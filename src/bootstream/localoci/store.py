@@ -9,7 +9,6 @@ file), are in ``versions``, newest last.
 from __future__ import annotations
 
 # ruff: noqa: S608 - statements are put together of constants, values are always parameters
-
 import json
 import os
 import sqlite3
