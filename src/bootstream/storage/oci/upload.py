@@ -1,0 +1,476 @@
+"""Writing: one PutObject for what fits into it, a multipart upload for the rest.
+
+Every PutObject and every part carries the sha256 of its bytes, which the service compares
+before it stores them (``docs/decisions/oci-checksums.md``), and the answer's own checksum is
+compared again. A multipart upload is committed with the etags of exactly the parts that were
+sent; the answer's ``opc-multipart-md5`` must be that of the parts.
+
+A part that fails is sent again here, some times, because no other layer has its bytes. When
+the upload fails, it is aborted after the last part has come to rest, since a part that
+arrives after the abort would stay.
+
+Memory is bounded: parts share a budget, whatever the size. An object has 10,000 parts at
+most, so parts of a large file are larger, and those of a stream of unknown length grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import stat as stat_module
+import time
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TypeVar
+from urllib.parse import quote
+
+from bootstream.errors import (
+    BootstreamError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    ObjectNotFound,
+    Unavailable,
+)
+from bootstream.storage.oci.client import Answer, Client, Request, metadata_lines
+from bootstream.storage.oci.failures import Contended
+from bootstream.storage.oserrors import source_error
+from bootstream.storage.protocol import ReadableBuffer, Source
+
+MAX_PARTS = 10_000
+MAX_OBJECT = 10 << 40
+PART = 4 << 20  # and so much is sent by one PutObject
+PARALLEL_SAFE = 64
+_BUDGET = 40 << 20  # bytes of parts in memory
+_GROW_EVERY = 800  # parts of one size, in a stream of unknown length
+_ATTEMPTS = 5
+_CONCURRENT_ATTEMPTS = 4
+_READ = 1 << 20
+_LONGEST_WAIT = 30.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that the service has: its number, etag, and md5 where it told that."""
+
+    number: int
+    etag: str
+    md5: bytes | None
+
+
+def put_bytes(client: Client, request: Request, data: memoryview, *, conditional: bool) -> str:
+    """PUT ``data`` as a whole object; return its etag.
+
+    409 ``ConcurrentObjectUpdate`` says that nothing was written, so also a conditional
+    write may be sent again after it. A conditional one is never sent twice otherwise: the
+    second would be refused because of the first.
+    """
+    sha256 = hashlib.sha256(data).digest()
+    request = replace(
+        request,
+        headers=request.headers + checksum_lines(sha256),
+        body=data,
+        replay=not conditional,
+    )
+    for attempt in range(1, _CONCURRENT_ATTEMPTS + 1):
+        try:
+            answer = client.call(request)
+        except Contended:
+            if attempt == _CONCURRENT_ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - jitter
+        else:
+            return check_answer(request, answer, data, sha256)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def checksum_lines(sha256: bytes) -> bytes:
+    """Return the header lines that make the service compare a body with its sha256."""
+    return b"opc-checksum-algorithm: SHA256\r\nopc-content-sha256: %s\r\n" % b64encode(sha256)
+
+
+def check_answer(request: Request, answer: Answer, data: memoryview, sha256: bytes) -> str:
+    """Compare the checksum the service computed with ours; return the new etag.
+
+    A service that does not know sha256 here still answers with the md5 it computed.
+    """
+    etag = answer.headers.get("etag", "")
+    stored = answer.headers.get("opc-content-sha256")
+    if stored is not None:
+        same = stored == b64encode(sha256).decode()
+    else:
+        md5 = answer.headers.get("opc-content-md5")
+        ours = hashlib.md5(data, usedforsecurity=False).digest() if md5 else b""
+        same = md5 is None or md5 == b64encode(ours).decode()
+    if not etag or not same:
+        raise Unavailable(
+            "the storage received other bytes than were sent"
+            if etag
+            else "the answer does not say what was written",
+            operation=request.operation,
+            object=request.object,
+            request_id=answer.headers.get("opc-request-id"),
+        )
+    return etag
+
+
+class _Buffer:
+    """Memory of one part, made when it is needed and used again."""
+
+    __slots__ = ("memory", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.memory = bytearray()
+
+    def room(self, end: int) -> memoryview:
+        """Return the memory, at least ``end`` bytes of it; what was there is kept."""
+        if len(self.memory) < end:
+            larger = bytearray(min(self.size, max(end, 4 * len(self.memory))))
+            larger[: len(self.memory)] = self.memory
+            self.memory = larger
+        return memoryview(self.memory)
+
+
+class _Reader:
+    """Cuts a source into parts; keeps what it was given beyond one."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._rest = memoryview(b"")
+
+    def fill(self, buffer: _Buffer) -> memoryview:
+        """Return a full buffer, or less at the source's end."""
+        done = 0
+        while done < buffer.size:
+            if not len(self._rest):
+                given: ReadableBuffer = self._source.read(min(_READ, buffer.size - done))
+                self._rest = memoryview(given).cast("B")
+                if not len(self._rest):
+                    break
+            piece = self._rest[: buffer.size - done]
+            self._rest = self._rest[len(piece) :]
+            buffer.room(done + len(piece))[done : done + len(piece)] = piece
+            done += len(piece)
+        return memoryview(buffer.memory)[:done]
+
+
+class _FileSource:
+    """A file of a known size, which must be the same when it was read."""
+
+    def __init__(self, descriptor: int, before: os.stat_result, path: str | PathLike[str]) -> None:
+        self._descriptor = descriptor
+        self._before = before
+        self._path = path
+        self._left = before.st_size
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            data = os.read(self._descriptor, min(size, self._left))
+        except OSError as error:
+            raise source_error(error, self._path) from error
+        if not data and self._left:
+            raise self._changed()
+        self._left -= len(data)
+        return data
+
+    def check(self) -> None:
+        after = os.fstat(self._descriptor)
+        if (after.st_size, after.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            raise self._changed()
+
+    def _changed(self) -> InvalidInput:
+        return InvalidInput(
+            "it was changed while it was uploaded",
+            operation="read file",
+            object=os.fspath(self._path),
+        )
+
+
+class Uploader:
+    """Uploads one object from a file or a stream.
+
+    Args:
+        client: requests to the bucket.
+        path: the object's name.
+        metadata: valid metadata of the object.
+        executor: runs the sending of parts.
+        parallel: how many parts are sent at once, memory permitting.
+        part_size: bytes of a part; None: by size. Large objects have larger ones anyway.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        path: str,
+        metadata: Mapping[str, str],
+        executor: Executor,
+        parallel: int,
+        part_size: int | None,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._metadata = metadata
+        self._executor = executor
+        self._parallel = max(1, parallel)
+        self._part_size = part_size or PART
+        self._sleep = sleep
+
+    def file(self, path: str | PathLike[str]) -> None:
+        """Upload a local file; one that changes meanwhile is refused."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise source_error(error, path) from error
+        with open(descriptor, "rb", buffering=0):
+            before = os.fstat(descriptor)
+            if not stat_module.S_ISREG(before.st_mode):
+                raise InvalidInput(
+                    "it is not a file", operation="read file", object=os.fspath(path)
+                )
+            source = _FileSource(descriptor, before, path)
+            count = self._upload(source, before.st_size, source.check)
+            assert count == before.st_size
+
+    def stream(self, source: Source) -> int:
+        """Upload everything ``source`` has; return the count of bytes."""
+        return self._upload(source, None, lambda: None)
+
+    def _upload(self, source: Source, size: int | None, finish: Callable[[], None]) -> int:
+        self._check_length(0, size or 0)
+        buffer = _Buffer(self._part_bytes(1, size))
+        reader = _Reader(source)
+        data = reader.fill(buffer)
+        if len(data) < buffer.size or len(data) == size:
+            finish()
+            self._put(data)
+            return len(data)
+        return self._multipart(reader, buffer, data, size, finish)
+
+    def _put(self, data: memoryview) -> None:
+        request = Request(
+            "PUT",
+            self._client.object_target(self._path),
+            "write object",
+            self._path,
+            headers=metadata_lines(self._metadata),
+        )
+        put_bytes(self._client, request, data, conditional=False)
+
+    def _part_bytes(self, number: int, size: int | None) -> int:
+        """Return how large part ``number`` is, of an object of ``size`` bytes, or unknown."""
+        if size is None:
+            return self._part_size << ((number - 1) // _GROW_EVERY)
+        least = -(-size // (MAX_PARTS - 1))
+        return max(self._part_size, -(-least // _READ) * _READ)
+
+    # -- multipart ----------------------------------------------------------------------------
+
+    def _multipart(
+        self,
+        reader: _Reader,
+        buffer: _Buffer,
+        data: memoryview,
+        size: int | None,
+        finish: Callable[[], None],
+    ) -> int:
+        upload = self._create()
+        running: deque[tuple[Future[Part], _Buffer]] = deque()
+        parts: list[Part] = []
+        spare: list[_Buffer] = []
+        count = 0
+        try:
+            number = 1
+            while len(data):
+                count += len(data)
+                self._check_length(number, count)
+                future = self._executor.submit(self._send_part, upload, number, data)
+                running.append((future, buffer))
+                number += 1
+                wanted = self._part_bytes(number, size)
+                while running and (running[0][0].done() or self._full(running, wanted)):
+                    future, buffer = running.popleft()
+                    parts.append(future.result())
+                    spare.append(buffer)
+                spare = [one for one in spare if one.size == wanted]
+                buffer = spare.pop() if spare else _Buffer(wanted)
+                data = reader.fill(buffer)
+            finish()
+            parts += [future.result() for future, _ in running]
+            running.clear()
+            self._commit(upload, parts)
+        except BaseException as error:
+            for future, _ in running:
+                future.cancel()
+            wait([future for future, _ in running])
+            self._abort(upload, error)
+            raise
+        return count
+
+    def _check_length(self, parts: int, size: int) -> None:
+        if parts > MAX_PARTS or size > MAX_OBJECT:
+            raise InvalidInput(
+                f"it is longer than the {MAX_OBJECT} bytes that an object can have",
+                operation="write object",
+                object=self._path,
+            )
+
+    def _full(self, running: deque[tuple[Future[Part], _Buffer]], wanted: int) -> bool:
+        held = sum(buffer.size for _, buffer in running)
+        return len(running) >= self._parallel or held + wanted > _BUDGET
+
+    def _create(self) -> str:
+        metadata = {f"opc-meta-{key}": value for key, value in self._metadata.items()}
+        body = json.dumps({"object": self._path, "metadata": metadata}).encode()
+        request = Request(
+            "POST",
+            f"{self._client.base()}/u",
+            "write object",
+            self._path,
+            headers=b"opc-checksum-algorithm: SHA256\r\n",
+            body=body,
+            signed_body=True,
+            replay=False,
+        )
+        found = self._patiently(lambda: self._client.json(request))
+        upload = found.get("uploadId") if isinstance(found, dict) else None
+        if not isinstance(upload, str) or not upload:
+            raise Unavailable(
+                "the answer names no upload", operation="write object", object=self._path
+            )
+        return upload
+
+    def _send_part(self, upload: str, number: int, data: memoryview) -> Part:
+        sha256 = hashlib.sha256(data).digest()
+        request = Request(
+            "PUT",
+            f"{self._upload_target(upload)}&uploadPartNum={number}",
+            "write object",
+            self._path,
+            headers=checksum_lines(sha256),
+            body=data,
+        )
+
+        def send() -> Part:
+            answer = self._client.call(request)
+            etag = check_answer(request, answer, data, sha256)
+            return Part(number, etag, _md5_of(answer.headers.get("opc-content-md5")))
+
+        return self._patiently(send)
+
+    def _commit(self, upload: str, parts: list[Part]) -> None:
+        listed = [{"partNum": part.number, "etag": part.etag} for part in parts]
+        request = Request(
+            "POST",
+            self._upload_target(upload),
+            "write object",
+            self._path,
+            body=json.dumps({"partsToCommit": listed, "partsToExclude": []}).encode(),
+            signed_body=True,
+            replay=False,
+        )
+        expected = _multipart_md5(parts)
+        unknown = False
+
+        def commit() -> None:
+            nonlocal unknown
+            try:
+                answer = self._client.call(request)
+            except (NotFound, Conflict, InvalidInput):
+                # The answer to an attempt before this one may have been lost.
+                if unknown and self._is_committed(expected):
+                    return
+                raise
+            except BootstreamError:
+                unknown = True
+                raise
+            found = answer.headers.get("opc-multipart-md5")
+            if expected and found and found != expected:
+                raise Unavailable(
+                    "the storage assembled other parts than were sent",
+                    operation="write object",
+                    object=self._path,
+                    request_id=answer.headers.get("opc-request-id"),
+                    transient=False,
+                )
+
+        try:
+            self._patiently(commit)
+        except ObjectNotFound as error:
+            raise Unavailable(
+                "the upload was aborted by somebody else",
+                operation="write object",
+                object=self._path,
+                request_id=error.request_id,
+            ) from error
+
+    def _is_committed(self, expected: str) -> bool:
+        request = Request(
+            "HEAD", self._client.object_target(self._path), "write object", self._path
+        )
+        try:
+            found = self._client.call(request).headers.get("opc-multipart-md5")
+        except BootstreamError:
+            return False
+        return bool(expected) and found == expected
+
+    def _abort(self, upload: str, error: BaseException) -> None:
+        request = Request(
+            "DELETE",
+            self._upload_target(upload),
+            "abort upload",
+            self._path,
+            success=(200, 204, 404),
+        )
+        try:
+            self._patiently(lambda: self._client.call(request))
+        except BootstreamError as trouble:
+            error.add_note(
+                f"its parts could not be removed ({trouble}); collecting uploads removes them"
+            )
+
+    def _upload_target(self, upload: str) -> str:
+        base = self._client.base()
+        return f"{base}/u/{quote(self._path)}?uploadId={quote(upload, safe='')}"
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns; some times again after transient errors."""
+        failed = 0
+        while True:
+            try:
+                return call()
+            except BootstreamError as error:
+                failed += 1
+                if not error.transient or failed >= _ATTEMPTS:
+                    raise
+                jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
+                self._sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
+
+
+def _md5_of(text: str | None) -> bytes | None:
+    with contextlib.suppress(Base64Error, ValueError):
+        value = b64decode(text or "", validate=True)
+        return value if len(value) == 16 else None
+    return None
+
+
+def _multipart_md5(parts: list[Part]) -> str:
+    """Return what ``opc-multipart-md5`` of these parts is, or nothing where one has no md5."""
+    digests = [part.md5 for part in parts if part.md5 is not None]
+    if len(digests) != len(parts):
+        return ""
+    digest = hashlib.md5(b"".join(digests), usedforsecurity=False).digest()
+    return f"{b64encode(digest).decode()}-{len(parts)}"
