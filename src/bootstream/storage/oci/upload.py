@@ -235,15 +235,16 @@ class Uploader:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise source_error(error, path) from error
-        with open(descriptor, "rb", buffering=0):
+        try:
             before = os.fstat(descriptor)
             if not stat_module.S_ISREG(before.st_mode):
                 raise InvalidInput(
                     "it is not a file", operation="read file", object=os.fspath(path)
                 )
             source = _FileSource(descriptor, before, path)
-            count = self._upload(source, before.st_size, source.check)
-            assert count == before.st_size
+            self._upload(source, before.st_size, source.check)
+        finally:
+            os.close(descriptor)
 
     def stream(self, source: Source) -> int:
         """Upload everything ``source`` has; return the count of bytes."""
