@@ -118,6 +118,7 @@ def variables(identity: Identity, place: Place, config: Path) -> dict[str, str]:
     }
     if place.workload_port is not None:
         values |= {
+            "BOOTSTREAM_LOCAL_OCI_WORKLOAD_PORT": str(place.workload_port),
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH": str(folder / "cluster.pem"),
             "OCI_KUBERNETES_SERVICE_ACCOUNT_TOKEN_PATH": str(folder / "service-account.token"),
