@@ -9,18 +9,21 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
 
 from bootstream.errors import InvalidInput
 
-STORAGE_PROVIDERS = ("Local",)
+STORAGE_PROVIDERS = ("Local", "OCIBucket", "AWSBucket", "GCPBucket", "AzureBlob")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", re.IGNORECASE)
+_ENDPOINT = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?"
+)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -51,19 +54,91 @@ def parse_duration(text: str, *, what: str = "duration") -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class OCISettings:
+    """What OCI's own variables say; see ``docs/clouds/oci.md``.
+
+    ``environ``: the variables by which OCI hands principals to containers and pods
+    (``OCI_*``, ``KUBERNETES_*``, ``HOME``), since some of them are credentials.
+    """
+
+    region: str | None = None
+    namespace: str | None = None
+    compartment_id: str | None = None
+    auth: str | None = None
+    config_file: Path | None = None
+    profile: str | None = None
+    endpoint: str | None = None
+    metadata_base_url: str | None = None
+    federation_endpoint: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AWSSettings:
+    """What AWS's own variables say; without keys, credentials are found by its usual chain.
+
+    ``profile``: of AWS's configuration files, which boto3 reads.
+    """
+
+    region: str | None = None
+    endpoint_url: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    profile: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GCPSettings:
+    """What Google's own variables say; without a file, credentials are the host's."""
+
+    project_id: str | None = None
+    region: str | None = None
+    credentials_file: Path | None = None
+    endpoint_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AzureSettings:
+    """What Azure's own variables say; without a key, credentials are found by its usual chain."""
+
+    account: str | None = None
+    endpoint_url: str | None = None
+    account_key: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """How gently the store is used: operations at a time, bytes a second; None: no limit."""
+
+    concurrency: int | None = None
+    upload: int | None = None
+    download: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a process needs to know of the world; see ``docs/settings.md``.
 
     Sizes in bytes. ``cache_size`` None means a tenth of the disk it lies on.
+    ``ca_file``: certificates to trust in the place of the system's, for storage.
     """
 
     storage_provider: str
+    template_bucket_name: str | None
     template_bucket_prefix: str
     local_base_path: Path
     cache_dir: Path
     cache_size: int | None
     node_id: str
     registry_auth_file: Path | None
+    oci: OCISettings = OCISettings()
+    aws: AWSSettings = AWSSettings()
+    gcp: GCPSettings = GCPSettings()
+    azure: AzureSettings = AzureSettings()
+    limits: LimitSettings = LimitSettings()
+    ca_file: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -84,6 +159,7 @@ class Settings:
         auth_file = get("REGISTRY_AUTH_FILE")
         return cls(
             storage_provider=provider,
+            template_bucket_name=get("TEMPLATE_BUCKET_NAME"),
             template_bucket_prefix=get("TEMPLATE_BUCKET_PREFIX") or "",
             local_base_path=_folder(get("LOCAL_TEMPLATE_STORAGE_BASE_PATH"))
             or user_data_path("bootstream") / "templates",
@@ -91,7 +167,102 @@ class Settings:
             cache_size=None if size is None else parse_size(size, what="BOOTSTREAM_CACHE_SIZE"),
             node_id=_node_id(get("NODE_ID") or socket.gethostname()),
             registry_auth_file=Path(auth_file) if auth_file else None,
+            oci=_oci(environ),
+            aws=AWSSettings(
+                region=get("AWS_REGION") or get("AWS_DEFAULT_REGION"),
+                endpoint_url=_url(environ, "AWS_ENDPOINT_URL_S3")
+                or _url(environ, "AWS_ENDPOINT_URL"),
+                access_key=get("AWS_ACCESS_KEY_ID"),
+                secret_key=get("AWS_SECRET_ACCESS_KEY"),
+                session_token=get("AWS_SESSION_TOKEN"),
+                profile=get("AWS_PROFILE"),
+            ),
+            gcp=GCPSettings(
+                project_id=get("GCP_PROJECT_ID"),
+                region=get("GCP_REGION"),
+                credentials_file=_folder(get("GOOGLE_APPLICATION_CREDENTIALS")),
+                endpoint_url=_url(environ, "GCP_STORAGE_ENDPOINT"),
+            ),
+            azure=AzureSettings(
+                account=get("AZURE_STORAGE_ACCOUNT_NAME"),
+                endpoint_url=_url(environ, "AZURE_STORAGE_ENDPOINT"),
+                account_key=get("AZURE_STORAGE_ACCOUNT_KEY"),
+                sas_token=get("AZURE_STORAGE_SAS_TOKEN"),
+            ),
+            limits=LimitSettings(
+                concurrency=_count(environ, "BOOTSTREAM_STORAGE_CONCURRENCY"),
+                upload=_rate(environ, "BOOTSTREAM_UPLOAD_RATE"),
+                download=_rate(environ, "BOOTSTREAM_DOWNLOAD_RATE"),
+            ),
+            ca_file=_folder(get("BOOTSTREAM_STORAGE_CA_FILE")),
         )
+
+
+def _oci(environ: Mapping[str, str]) -> OCISettings:
+    def get(name: str) -> str | None:
+        return environ.get(name) or None
+
+    return OCISettings(
+        region=get("OCI_REGION") or get("OCI_CLI_REGION"),
+        namespace=get("OCI_NAMESPACE"),
+        compartment_id=get("OCI_COMPARTMENT_ID"),
+        auth=get("OCI_CLI_AUTH"),
+        config_file=_folder(get("OCI_CONFIG_FILE")),
+        profile=get("OCI_CLI_PROFILE"),
+        endpoint=_url(environ, "OCI_OBJECT_STORAGE_ENDPOINT"),
+        metadata_base_url=_url(environ, "OCI_METADATA_BASE_URL"),
+        federation_endpoint=_url(environ, "OCI_CLI_FEDERATION_ENDPOINT"),
+        environ={
+            name: value
+            for name, value in environ.items()
+            if value and (name.startswith(("OCI_", "KUBERNETES_")) or name == "HOME")
+        },
+    )
+
+
+def _url(environ: Mapping[str, str], name: str) -> str | None:
+    """An endpoint: http or https, a host, no credentials; without a slash at its end."""
+    text = environ.get(name)
+    if not text:
+        return None
+    if _ENDPOINT.fullmatch(text) is None:
+        raise InvalidInput(
+            "it is not the URL of an endpoint",  # not repeated: there may be a password in it
+            operation="read",
+            object=name,
+            remedy="write https://host, https://host:port or, for a server on this host, "
+            "http://127.0.0.1:port",
+        )
+    return text.rstrip("/")
+
+
+def _count(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if re.fullmatch(r"[1-9][0-9]{0,5}", text) is None:
+        raise InvalidInput(
+            f"{text!r} is not a count",
+            operation="read",
+            object=name,
+            remedy="write a number from 1 on, or unset it for no limit",
+        )
+    return int(text)
+
+
+def _rate(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    rate = parse_size(text, what=name)
+    if rate < 1:
+        raise InvalidInput(
+            "nothing would ever move",
+            operation="read",
+            object=name,
+            remedy="write bytes a second, such as 50M, or unset it for no limit",
+        )
+    return rate
 
 
 def _folder(text: str | None) -> Path | None:

@@ -58,7 +58,7 @@ Examples:
   bootstream serve debian --socket /tmp/debian.sock
 
 \b
-The store comes from LOCAL_TEMPLATE_STORAGE_BASE_PATH or --store, the cache from
+The store comes from --store or STORAGE_PROVIDER and its variables, the cache from
 BOOTSTREAM_CACHE_DIR. REF is NAME, NAME:TAG or a build id. -q, -v, --debug and
 --store may stand before or after the verb.
 

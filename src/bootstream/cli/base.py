@@ -61,9 +61,9 @@ def _common_options() -> list[click.Option]:
         ),
         click.Option(
             ["--store"],
-            metavar="DIR",
+            metavar="STORE",
             callback=_set_store,
-            help="Folder of the store, in the place of LOCAL_TEMPLATE_STORAGE_BASE_PATH.",
+            help="The store: a folder, or oci://NAMESPACE@BUCKET/PREFIX, s3://, gs://, az://.",
             **kwargs,
         ),
     ]

@@ -35,20 +35,24 @@ class Cli:
 
     @cached_property
     def settings(self) -> Settings:
-        """The environment, with ``--store`` in the place of its variable."""
+        """The environment, with ``--store`` in the place of its variables."""
         from bootstream.config import Settings  # noqa: PLC0415 - not needed for --help
 
-        environ = dict(os.environ)
+        settings = Settings.from_environment(os.environ)
         if self.store is not None:
-            environ["LOCAL_TEMPLATE_STORAGE_BASE_PATH"] = self.store
-        return Settings.from_environment(environ)
+            from bootstream.wiring import with_store  # noqa: PLC0415 - as above
+
+            settings = with_store(settings, self.store)
+        return settings
 
     @cached_property
     def storage(self) -> StorageProvider:
         """The store."""
-        from bootstream.wiring import open_storage  # noqa: PLC0415 - not needed for --help
+        from bootstream.wiring import (  # noqa: PLC0415 - not needed for --help
+            get_template_storage_provider,
+        )
 
-        return open_storage(self.settings)
+        return get_template_storage_provider(self.settings)
 
     @cached_property
     def catalogue(self) -> Catalogue:
