@@ -290,7 +290,8 @@ class Faults:
         length = _length_of(response)
         if not length:
             return response
-        pieces: Iterator[bytes] = _Pieces(response.body)
+        whole = _Pieces(response.body)
+        pieces: Iterator[bytes] = whole
         after = min(rule.after if rule.after is not None else length // 2, length - 1)
         promised = length
         match rule.effect:
@@ -299,9 +300,9 @@ class Faults:
             case "stall":
                 pieces = _stalled(pieces, after, rule.seconds, self._sleep)
             case "cut":
-                pieces = _cut(pieces, after, Disconnect("cut on purpose"))
+                pieces = _cut(whole, after, Disconnect("cut on purpose"))
             case "reset":
-                pieces = _cut(pieces, after, Reset("reset on purpose"))
+                pieces = _cut(whole, after, Reset("reset on purpose"))
             case "flip":
                 pieces = _flipped(pieces, after)
             case "short":
@@ -398,9 +399,10 @@ def _then(pieces: Iterator[bytes], last: bytes) -> Iterator[bytes]:
     yield last
 
 
-def _cut(pieces: Iterator[bytes], after: int, error: Disconnect) -> Iterator[bytes]:
+def _cut(pieces: _Pieces, after: int, error: Disconnect) -> Iterator[bytes]:
     if after:
         yield from _first(pieces, after)
+    pieces.close()
     raise error
 
 

@@ -57,7 +57,7 @@ def operation_of(method: str, raw_path: str) -> Operation:
     if parts[1:2] != ["n"]:
         name = next((name for prefix, name in _OTHER if raw_path.startswith(prefix)), "Unknown")
         return Operation(name)
-    if len(parts) <= 4:
+    if len(parts) <= 4 or parts[4:] == [""]:
         return Operation(_namespace(method, parts))
     bucket = unquote(parts[4])
     if len(parts) == 5 or parts[5:] == [""]:
