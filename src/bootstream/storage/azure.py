@@ -1,0 +1,106 @@
+"""Azure Blob Storage through obstore."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from bootstream.errors import InvalidInput
+from bootstream.storage.objectstore import (
+    BucketProvider,
+    Engine,
+    Traits,
+    client_options,
+    load_obstore,
+    no_retries,
+    part_retries,
+)
+from bootstream.storage.objectstore_errors import Remedies
+
+_TRAITS = Traits(
+    provider="AzureBlob",
+    extra="azure",
+    remedies=Remedies(
+        credentials="set AZURE_STORAGE_ACCOUNT_KEY, AZURE_CLIENT_ID with AZURE_TENANT_ID and a "
+        "secret, or give the host a managed identity",
+        permission="grant the role Storage Blob Data Contributor on the container; to sign URLs "
+        "without an account key also Storage Blob Delegator on the account",
+        bucket="check TEMPLATE_BUCKET_NAME and AZURE_STORAGE_ACCOUNT_NAME, or create the container",
+        region="check AZURE_STORAGE_ACCOUNT_NAME",
+    ),
+    max_parts=50_000,
+    delete_batch=256,
+    utf16_order=True,
+    metadata_dash="_",  # keys are identifiers of C# there
+    refused="\\",  # Azure takes it for a slash
+)
+
+
+class AzureBlobStorageProvider(BucketProvider):
+    """A container of blobs. Safe to use from several threads.
+
+    Blocks that were never committed are dropped by Azure itself after a week, and cannot be
+    listed: ``collect_uploads`` finds none. A ``PUT`` to a signed URL needs the header
+    ``x-ms-blob-type: BlockBlob``.
+
+    Args:
+        account: the storage account's name.
+        container: the container's name.
+        account_key: in base64; None looks where Azure's tools look, down to the host's
+            managed identity.
+        sas_token: a shared access signature instead.
+        endpoint: the URL of the account's blob service, where it is another one.
+        ca_file: PEM certificates to trust instead of the public ones.
+        parallel: requests at once within one operation.
+
+    Raises:
+        InvalidInput: obstore is not installed, or the key is none.
+    """
+
+    def __init__(
+        self,
+        container: str,
+        *,
+        account: str,
+        account_key: str | None = None,
+        sas_token: str | None = None,
+        endpoint: str | None = None,
+        ca_file: str | None = None,
+        parallel: int = 16,
+    ) -> None:
+        obstore = load_obstore(_TRAITS.extra)
+        base = (endpoint or f"https://{account}.blob.core.windows.net").rstrip("/")
+        config: dict[str, Any] = {"account_name": account}
+        if account_key is not None:
+            config["account_key"] = account_key
+        elif sas_token is not None:
+            config["sas_key"] = sas_token
+        if endpoint is not None:
+            config["endpoint"] = base
+        options = client_options(endpoint, ca_file)
+        azure = obstore.store.AzureStore
+        try:
+            once = azure(container, client_options=options, retry_config=no_retries(), **config)
+            parts = azure(container, client_options=options, retry_config=part_retries(), **config)
+        except (obstore.exceptions.BaseError, ValueError, OSError):
+            # What it says may quote the key.
+            raise InvalidInput(
+                "these settings make no store: the account key or token cannot be read",
+                operation="open store",
+                object=container,
+                remedy=_TRAITS.remedies.credentials,
+            ) from None
+        parts_of_base = urlsplit(base)
+        host = parts_of_base.netloc.rpartition("@")[2] + parts_of_base.path
+        extras: dict[str, object] = {"ca_file": ca_file}
+        super().__init__(
+            Engine(
+                obstore, once, parts, base, container, f"az://{host}/{container}", parallel, extras
+            ),
+            _TRAITS,
+        )
+
+    def signed_upload_url(self, path: str, ttl: timedelta) -> str:
+        """Return a URL for one ``PUT`` with ``x-ms-blob-type: BlockBlob``; a secret."""
+        return super().signed_upload_url(path, ttl)

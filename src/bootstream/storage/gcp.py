@@ -1,0 +1,110 @@
+"""Google Cloud Storage through obstore, which speaks its XML API.
+
+Conditions name a generation there, which listings do not give. An etag is therefore looked
+up first, and the write names the generation that had it: a write in between fails it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+from bootstream.errors import InvalidInput
+from bootstream.storage.objectstore import (
+    BucketProvider,
+    Engine,
+    Traits,
+    client_options,
+    load_obstore,
+    no_retries,
+    part_retries,
+)
+from bootstream.storage.objectstore_errors import Remedies
+
+_ENDPOINT = "https://storage.googleapis.com"
+
+_TRAITS = Traits(
+    provider="GCPBucket",
+    extra="gcp",
+    remedies=Remedies(
+        credentials="set GOOGLE_APPLICATION_CREDENTIALS, or give the host a service account",
+        permission="grant the role roles/storage.objectUser on the bucket; to sign URLs also "
+        "iam.serviceAccounts.signBlob",
+        bucket="check TEMPLATE_BUCKET_NAME, or create the bucket",
+        region="check TEMPLATE_BUCKET_NAME",
+    ),
+    delete_batch=100,
+    versions=True,
+)
+
+
+def _nobody(base: str) -> str:
+    """Return a service account's key that is none."""
+    fields = {"client_email": "", "private_key": "", "private_key_id": ""}
+    return json.dumps(fields | {"gcs_base_url": base, "disable_oauth": True})
+
+
+class GCPBucketStorageProvider(BucketProvider):
+    """A bucket of Google Cloud Storage. Safe to use from several threads.
+
+    Incomplete multipart uploads are left to a lifecycle rule of the bucket
+    (``AbortIncompleteMultipartUpload``): ``collect_uploads`` finds none.
+
+    Args:
+        bucket: its name.
+        credentials: a file as GOOGLE_APPLICATION_CREDENTIALS names it; None looks where
+            Google's tools look, down to the host's service account.
+        service_account_key: the JSON text of a service account's key.
+        endpoint: the URL of another service that speaks this API.
+        anonymous: sign nothing.
+        ca_file: PEM certificates to trust instead of the public ones.
+        parallel: requests at once within one operation.
+
+    Raises:
+        InvalidInput: obstore is not installed, or the credentials are no such file.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        credentials: str | os.PathLike[str] | None = None,
+        service_account_key: str | None = None,
+        endpoint: str | None = None,
+        anonymous: bool = False,
+        ca_file: str | None = None,
+        parallel: int = 16,
+    ) -> None:
+        obstore = load_obstore(_TRAITS.extra)
+        base = (endpoint or _ENDPOINT).rstrip("/")
+        config: dict[str, Any] = {}
+        if service_account_key is not None:
+            config["service_account_key"] = service_account_key
+        elif credentials is not None:
+            config["application_credentials"] = os.fspath(credentials)
+        if endpoint is not None:
+            config["base_url"] = base
+        if anonymous:
+            # Both are needed: without a key that says so, some requests look for credentials.
+            config |= {"skip_signature": True, "service_account_key": _nobody(base)}
+        options = client_options(endpoint, ca_file)
+        gcs = obstore.store.GCSStore
+        try:
+            once = gcs(bucket, client_options=options, retry_config=no_retries(), **config)
+            parts = gcs(bucket, client_options=options, retry_config=part_retries(), **config)
+        except (obstore.exceptions.BaseError, ValueError, OSError):
+            # What it says may quote the key.
+            raise InvalidInput(
+                "these settings make no store: the credentials cannot be read",
+                operation="open store",
+                object=bucket,
+                remedy=_TRAITS.remedies.credentials,
+            ) from None
+        host = urlsplit(base).netloc.rpartition("@")[2]
+        identity = f"gs://{bucket}" if endpoint is None else f"gs://{host}/{bucket}"
+        extras: dict[str, object] = {"ca_file": ca_file}
+        super().__init__(
+            Engine(obstore, once, parts, base, bucket, identity, parallel, extras), _TRAITS
+        )
