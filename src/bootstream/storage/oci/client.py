@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -42,7 +43,6 @@ _MAX_REFUSAL = 64 << 10
 _SIGNATURE_SECONDS = 20.0
 _KEPT_HEADS = 2048
 _STRAY_WAITS = (0.05, 0.25)
-_STRAY_CODES = ("BucketNotFound", "")
 
 
 class Unsuitable(Exception):
@@ -259,11 +259,15 @@ class Client:
         try:
             return self.pool.take(fresh=fresh)
         except OSError as error:
+            distrusted = isinstance(error, ssl.SSLCertVerificationError)
             raise Unavailable(
                 f"{self.pool.host} cannot be reached: {reason(error)}",
                 operation=request.operation,
                 object=request.object,
-                remedy="check OCI_REGION, OCI_OBJECT_STORAGE_ENDPOINT and the network",
+                remedy="name the file of certificates to trust"
+                if distrusted
+                else "check OCI_REGION, OCI_OBJECT_STORAGE_ENDPOINT and the network",
+                transient=not distrusted,
             ) from error
 
     # -- rendering ----------------------------------------------------------------------------
@@ -359,7 +363,12 @@ def _answer(
     if answer.status in request.success:
         result = receive(connection, answer)
     else:
-        body = connection.receive_body(answer, _MAX_REFUSAL)
+        try:
+            body = connection.receive_body(answer, _MAX_REFUSAL)
+        except (WireError, OSError):
+            if answer.status != 429 and answer.status < 500:
+                raise  # only the body tells what these mean
+            return parse_refusal(answer.status, answer.headers, b""), False
         result = parse_refusal(answer.status, answer.headers, body)
     if not connection.clean:
         raise WireError("the body is longer than its length")

@@ -122,8 +122,12 @@ def _classify(
 ) -> BootstreamError:
     status, code = refusal.status, refusal.code
     said = _said(refusal)
-    if 300 <= status < 400 or (status == 407):
-        return Unavailable(f"something between us and the storage answers: {said}", transient=False)
+    if status < 400 or status == 407 or (refusal.foreign and status in (400, 401, 403, 405, 511)):
+        return Unavailable(
+            f"something between us and the storage answers: {said}",
+            transient=False,
+            remedy="check OCI_OBJECT_STORAGE_ENDPOINT, and proxies on the way",
+        )
     if status == 401:
         return _not_authenticated(refusal, place)
     if status == 404:
@@ -149,8 +153,6 @@ def _classify(
         return Unavailable("its bytes were damaged on their way; the storage refused them")
     if status == 413:
         return InvalidInput(f"it is too large for one request: {said}")
-    if refusal.foreign:
-        return Unavailable(f"something between us and the storage answers: {said}", transient=False)
     return InvalidInput(f"the storage refuses the request: {said}")
 
 
@@ -192,6 +194,8 @@ def _missing(
             object=f"{place.namespace}/{place.bucket}" + (f" ({object})" if object else ""),
             remedy=f"check the bucket's name, namespace and region; {bucket_policy(place)}",
         )
+    if not code and not refusal.foreign and refusal.request_id:
+        return ObjectNotFound("it does not exist")  # an answer to HEAD, which says no more
     if refusal.foreign or not code:
         return Unavailable(
             f"nothing that speaks like Object Storage answers: {_said(refusal)}",

@@ -126,6 +126,8 @@ def _close_all(connections: list[Connection]) -> None:
 
 
 def _quiet(sock: Socket) -> bool:
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return False
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)

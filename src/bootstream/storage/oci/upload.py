@@ -228,6 +228,7 @@ class Uploader:
         self._parallel = max(1, parallel)
         self._part_size = part_size or PART
         self._sleep = sleep
+        self._given_up = False
 
     def file(self, path: str | PathLike[str]) -> None:
         """Upload a local file; one that changes meanwhile is refused."""
@@ -314,9 +315,11 @@ class Uploader:
             running.clear()
             self._commit(upload, parts)
         except BaseException as error:
+            self._given_up = True
             for future, _ in running:
                 future.cancel()
             wait([future for future, _ in running])
+            self._given_up = False
             self._abort(upload, error)
             raise
         return count
@@ -455,7 +458,7 @@ class Uploader:
                 return call()
             except BootstreamError as error:
                 failed += 1
-                if not error.transient or failed >= _ATTEMPTS:
+                if not error.transient or failed >= _ATTEMPTS or self._given_up:
                     raise
                 jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
                 self._sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
