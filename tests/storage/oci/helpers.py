@@ -57,7 +57,8 @@ def reply(
 def refusal(status: int, code: str, message: str = "words", **headers: str) -> bytes:
     """Render an error in the service's form."""
     body = f'{{"code": "{code}", "message": "{message}"}}'.encode()
-    return reply(status, body, fields=headers)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return reply(status, body, fields={"content-type": "application/json"} | headers)
 
 
 @dataclass
