@@ -5,7 +5,7 @@ from __future__ import annotations
 from bootstream.errors import Corrupt, ObjectNotFound, Unavailable
 from bootstream.storage.protocol import StorageObject, WritableBuffer
 
-_TRIES = 8
+_TRIES = 32  # each of them another's write that succeeded meanwhile
 
 
 def read_small(target: StorageObject, limit: int) -> tuple[bytes, str]:
@@ -16,8 +16,8 @@ def read_small(target: StorageObject, limit: int) -> tuple[bytes, str]:
         Corrupt: it is larger than ``limit`` bytes.
         Unavailable: it changed under every one of several tries.
     """
+    before = target.stat()
     for _ in range(_TRIES):
-        before = target.stat()
         if before.size > limit:
             raise Corrupt(
                 f"it has {before.size} bytes where at most {limit} were expected",
@@ -26,8 +26,10 @@ def read_small(target: StorageObject, limit: int) -> tuple[bytes, str]:
             )
         buffer = bytearray(before.size)
         count = target.read_at(buffer, 0) if buffer else 0
-        if count == before.size and target.stat().etag == before.etag:
+        after = target.stat()
+        if count == before.size and after.etag == before.etag:
             return bytes(buffer), before.etag
+        before = after
     raise Unavailable(
         "it keeps changing while it is read", operation="read object", object=target.path
     )
