@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "gc": Verb("Tidy", "tidy", "gc", "Reclaim what nobody reads any more."),
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),
+    "local-oci": Verb("Other", "localoci", "local_oci", "Run a local OCI: storage and sign-in."),
     "completion": Verb("Other", "shell", "completion", "Print the shell's completion script."),
     "version": Verb("Other", "shell", "version", "Print the version."),
 }

@@ -317,6 +317,10 @@ def _create(folder: Path, region: str, namespace: str, now: float) -> None:
     try:
         _fill(temporary, region, namespace, now)
         temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not (folder / "identity.json").exists():  # another start was first
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -302,8 +302,8 @@ class PolicyFile:
             ApiError: 404: the service does not say whether something is missing or hidden.
         """
         rules = self._rules
-        if rules is None or caller.kind == "par":
-            return
+        if rules is None or caller.kind in {"par", "anonymous"}:
+            return  # what a pre-authenticated request or a public bucket grants is checked there
         values = {"request.permission": permission, "request.principal.type": caller.kind}
         if bucket is not None:
             values["target.bucket.name"] = bucket

@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
@@ -32,11 +31,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from bootstream.localoci.errors import ApiError
-from bootstream.localoci.http import Body, BytesSource, Request
 from bootstream.localoci.protocols import Caller
 from bootstream.localoci.tokens import TokenError, Tokens
 
 if TYPE_CHECKING:
+    from bootstream.localoci.http import Request
     from bootstream.localoci.keys import Identity
 
 MAX_SKEW = 300.0  # seconds
@@ -180,34 +179,6 @@ def required_headers(request: Request) -> tuple[str, ...]:
     if request.method == "PUT" and _DATA_PUT.match(request.raw_path):
         return basic
     return basic + _BODY_HEADERS
-
-
-def sign_request(
-    method: str,
-    target: str,
-    host: str,
-    data: bytes,
-    *,
-    key_id: str,
-    key: rsa.RSAPrivateKey,
-    now: float,
-) -> Request:
-    """Return a signed request with a JSON body, for calls that the local cloud makes to itself."""
-    headers = {
-        "host": host,
-        "date": formatdate(now, usegmt=True),
-        "content-length": str(len(data)),
-        "content-type": "application/json",
-        "x-content-sha256": base64.b64encode(hashlib.sha256(data).digest()).decode(),
-    }
-    names = ("date", "(request-target)", "host", *_BODY_HEADERS)
-    text = signing_string(method, target, headers, names)
-    signature = base64.b64encode(key.sign(text, padding.PKCS1v15(), hashes.SHA256())).decode()
-    headers["authorization"] = (
-        f'Signature version="1",keyId="{key_id}",algorithm="rsa-sha256",'
-        f'headers="{" ".join(names)}",signature="{signature}"'
-    )
-    return Request(method, target, headers, Body(BytesSource(data), len(data)))
 
 
 class Authenticator:
