@@ -215,7 +215,7 @@ def batch_delete(call: Call, bucket_name: str) -> Response:
             failed.append(
                 {
                     "objectName": name,
-                    "statusCode": str(error.status),
+                    "statusCode": error.status,
                     "errorMessage": error.message,
                 }
             )
