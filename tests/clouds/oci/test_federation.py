@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -99,6 +100,10 @@ class Cloud:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):  # of clients that read enough
+                    super().handle()
 
             def do_GET(self) -> None:
                 self.handle_one()
@@ -294,7 +299,7 @@ def test_outages_are_waited_out(cloud: Cloud) -> None:
     cloud.faults = {
         "/opc/v2/instance/region": [(503, b""), (404, b"")],
         "/opc/v2/identity/cert.pem": [(500, b"")],
-        "/v1/x509": [(429, b""), (503, b"<html>"), (200, b"{}"), (200, b'{"token": "no"}')],
+        "/v1/x509": [(429, b""), (503, b"<html>"), (200, b"{}")],
     }
     assert open_instance(cloud).credentials().key_id in cloud.tokens
 

@@ -81,9 +81,11 @@ class _Opener:
                 remedy="workload identity exists in pods of enhanced OKE clusters only",
             )
         ca_file = self.environ.get("OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH")
+        token_file = self.environ.get("OCI_KUBERNETES_SERVICE_ACCOUNT_TOKEN_PATH")
         return WorkloadIdentityPrincipal(
             endpoint,
             region=self.environ.get("OCI_RESOURCE_PRINCIPAL_REGION") or None,
+            token_file=Path(token_file) if token_file else None,
             ca_file=Path(ca_file) if ca_file else None,
             patience=patience,
         )

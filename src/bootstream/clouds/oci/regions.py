@@ -2,9 +2,9 @@
 
 A region has an identifier (``us-ashburn-1``) and a short key (``iad``); a realm is a
 separate cloud with a domain of its own. The table holds the regions known when this was
-written. For others the data of an installed SDK is asked (its data file alone; the
-package is not imported), then what ``learn`` was told by the metadata service or the
-environment; what nobody knows belongs to the commercial realm, as in Oracle's tools.
+written. For others there is what ``learn`` was told, by the metadata service or the environment,
+then the data of an installed SDK (its data file alone; the package is not imported); what
+nobody knows belongs to the commercial realm, as in Oracle's tools.
 """
 
 from __future__ import annotations
