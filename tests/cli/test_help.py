@@ -32,6 +32,21 @@ def command_of(name: str) -> click.Command:
     return command
 
 
+def options_of(command: click.Command) -> set[str]:
+    """The long options of a verb, or of all verbs of a group."""
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            verbs = [command.get_command(context, name) for name in command.list_commands(context)]
+        return set().union(*(options_of(verb) for verb in verbs if verb is not None))
+    return {
+        option
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.hidden
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+
+
 def test_overview_imports_nothing_heavy() -> None:
     """``--help`` loads neither libraries for the work nor any layer below the command line."""
     code = (
@@ -87,13 +102,7 @@ def test_document_names_every_verb_option_and_code() -> None:
     for name in VERBS:
         section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", document, re.S | re.M)
         assert section is not None, f"docs/cli.md has no section on {name}"
-        known = {
-            option
-            for parameter in command_of(name).params
-            if isinstance(parameter, click.Option) and not parameter.hidden
-            for option in parameter.opts
-            if option.startswith("--")
-        }
+        known = options_of(command_of(name))
         said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section[1]))
         assert known <= said, f"{name}: not described: {known - said}"
         elsewhere = {"--help", "--version", "--json", "--debug", "--store", "--quiet", "--verbose"}

@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Tidy", "tidy", "prune", "Remove all but some builds of a template."),
     "gc": Verb("Tidy", "tidy", "gc", "Reclaim what nobody reads any more."),
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
+    "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),
     "local-oci": Verb("Other", "localoci", "local_oci", "Run a local OCI: storage and sign-in."),
     "completion": Verb("Other", "shell", "completion", "Print the shell's completion script."),
