@@ -1,0 +1,67 @@
+"""``bootstream storage`` on a local OCI: through signatures and HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootstream.testing.cli import CommandLine
+from bootstream.testing.localoci import LocalOciServer
+
+
+@pytest.fixture(scope="module")
+def oci(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalOciServer]:
+    with LocalOciServer(tmp_path_factory.mktemp("oci")) as server:
+        yield server
+
+
+@pytest.fixture
+def cloud(oci: LocalOciServer, tmp_path: Path) -> CommandLine:
+    names = {name: value for name, value in oci.variables.items() if "RCLONE" not in name}
+    return CommandLine(tmp_path, names)
+
+
+def test_check(oci: LocalOciServer, cloud: CommandLine) -> None:
+    """Everything is allowed, copies and signed URLs too."""
+    found = cloud.json("storage", "check")
+    assert found["store"] == f"oci://{oci.namespace}@{oci.bucket}"
+    assert {step["state"] for step in found["steps"]} == {"ok"}, found
+
+
+def test_everything_by_address(oci: LocalOciServer, cloud: CommandLine) -> None:
+    """Up, down, across to a folder, listed and removed, by URL alone."""
+    data = os.urandom(12_000_000)
+    source = cloud.folder / "source"
+    source.write_bytes(data)
+    where = f"oci://{oci.namespace}@{oci.bucket}/by/address"
+    variables = {
+        name: value
+        for name, value in cloud.environment.items()
+        if name not in ("STORAGE_PROVIDER", "TEMPLATE_BUCKET_NAME", "OCI_NAMESPACE")
+    }
+    cli = CommandLine(cloud.folder, variables)
+    digest = hashlib.sha256(data).hexdigest()
+    assert cli.json("storage", "cp", source, where)[0]["sha256"] == digest
+    cli.ok("storage", "cp", "--resume", where, "store:copied")
+    assert (cli.store / "copied").read_bytes() == data
+    assert cli.json("storage", "cp", "--resume", "store:copied", where)[0]["skipped"]
+    cli.ok("storage", "cp", where, cli.folder / "out")
+    assert (cli.folder / "out").read_bytes() == data
+    assert cli.ok("storage", "ls", f"{where.rpartition('/')[0]}/") == "by/address"
+    assert cli.json("storage", "rm", where) == {"deleted": 1}
+
+
+def test_denied(cloud: CommandLine, oci: LocalOciServer) -> None:
+    """A bucket that may not be seen: exit code 3 or 5, with the statement that grants it."""
+    result = cloud("storage", "check", "--json", "--store", f"oci://{oci.namespace}@missing")
+    assert result.code in (3, 5)
+    document = json.loads(result.stdout)
+    opened = document["steps"][0]
+    assert opened["state"] == "failed"
+    assert "to read buckets in compartment" in opened["remedy"]
+    assert "target.bucket.name='missing'" in opened["remedy"]
