@@ -113,13 +113,14 @@ def _body_length(status: int, headers: dict[str, str], method: str) -> int | Non
 class Connection:
     """A connected socket, for one exchange at a time. Not thread safe."""
 
-    __slots__ = ("_buffer", "_end", "_limits", "_start", "idle_since", "reused", "sock")
+    __slots__ = ("_buffer", "_end", "_limit", "_limits", "_start", "idle_since", "reused", "sock")
 
     def __init__(self, sock: Socket, limits: TimeLimits) -> None:
         self.sock = sock
         self.reused = False
         self.idle_since = 0.0
         self._limits = limits
+        self._limit = -1.0
         self._buffer = memoryview(bytearray(_READ))
         self._start = self._end = 0
 
@@ -135,12 +136,18 @@ class Connection:
 
     def send(self, head: bytes, body: bytes | memoryview = b"") -> None:
         """Send a request; raises OSError where the other side does not take it."""
-        self.sock.settimeout(self._limits.progress)
         if len(body) <= _JOINED:
+            self._wait_at_most(self._limits.first_byte)
             self._send_all(memoryview(b"".join((head, body)) if len(body) else head))
         else:
+            self._wait_at_most(self._limits.progress)
             self._send_all(memoryview(head))
             self._send_all(memoryview(body))
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._limit:  # a system call each
+            self.sock.settimeout(seconds)
+            self._limit = seconds
 
     def _send_all(self, data: memoryview) -> None:
         # Not sendall(): its time limit holds for all of the data, not for one step.
@@ -153,7 +160,7 @@ class Connection:
     def receive_head(self, method: str) -> Head:
         """Wait for an answer and return its head; raises WireError and OSError."""
         deadline = time.monotonic() + self._limits.first_byte
-        self.sock.settimeout(self._limits.first_byte)
+        self._wait_at_most(self._limits.first_byte)
         gathered = b""
         while True:
             if self._start == self._end:
@@ -197,7 +204,7 @@ class Connection:
         limit = self._limits.progress
         mark, marked = time.monotonic(), done
         try:
-            sock.settimeout(limit)
+            self._wait_at_most(limit)
             while done < size:
                 count = sock.recv_into(view[done:])
                 if not count:
@@ -229,7 +236,7 @@ class Connection:
 
     def _until_closed(self, limit: int) -> bytes:
         body = bytearray()
-        self.sock.settimeout(self._limits.progress)
+        self._wait_at_most(self._limits.progress)
         while self._start < self._end or self._fill():
             body += self._buffer[self._start : self._end]
             self._start = self._end

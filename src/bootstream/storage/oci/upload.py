@@ -42,8 +42,9 @@ from bootstream.errors import (
 )
 from bootstream.storage.oci.client import Answer, Client, Request, metadata_lines
 from bootstream.storage.oci.failures import Contended
+from bootstream.storage.oci.sources import Buffer, FileReader, Reader, StreamReader
 from bootstream.storage.oserrors import source_error
-from bootstream.storage.protocol import ReadableBuffer, Source
+from bootstream.storage.protocol import Source
 
 MAX_PARTS = 10_000
 MAX_OBJECT = 10 << 40
@@ -53,7 +54,7 @@ _BUDGET = 40 << 20  # bytes of parts in memory
 _GROW_EVERY = 800  # parts of one size, in a stream of unknown length
 _ATTEMPTS = 5
 _CONCURRENT_ATTEMPTS = 4
-_READ = 1 << 20
+_ROUND = 1 << 20
 _LONGEST_WAIT = 30.0
 
 T = TypeVar("T")
@@ -124,79 +125,6 @@ def check_answer(request: Request, answer: Answer, data: memoryview, sha256: byt
     return etag
 
 
-class _Buffer:
-    """Memory of one part, made when it is needed and used again."""
-
-    __slots__ = ("memory", "size")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.memory = bytearray()
-
-    def room(self, end: int) -> memoryview:
-        """Return the memory, at least ``end`` bytes of it; what was there is kept."""
-        if len(self.memory) < end:
-            larger = bytearray(min(self.size, max(end, 4 * len(self.memory))))
-            larger[: len(self.memory)] = self.memory
-            self.memory = larger
-        return memoryview(self.memory)
-
-
-class _Reader:
-    """Cuts a source into parts; keeps what it was given beyond one."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._rest = memoryview(b"")
-
-    def fill(self, buffer: _Buffer) -> memoryview:
-        """Return a full buffer, or less at the source's end."""
-        done = 0
-        while done < buffer.size:
-            if not len(self._rest):
-                given: ReadableBuffer = self._source.read(min(_READ, buffer.size - done))
-                self._rest = memoryview(given).cast("B")
-                if not len(self._rest):
-                    break
-            piece = self._rest[: buffer.size - done]
-            self._rest = self._rest[len(piece) :]
-            buffer.room(done + len(piece))[done : done + len(piece)] = piece
-            done += len(piece)
-        return memoryview(buffer.memory)[:done]
-
-
-class _FileSource:
-    """A file of a known size, which must be the same when it was read."""
-
-    def __init__(self, descriptor: int, before: os.stat_result, path: str | PathLike[str]) -> None:
-        self._descriptor = descriptor
-        self._before = before
-        self._path = path
-        self._left = before.st_size
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            data = os.read(self._descriptor, min(size, self._left))
-        except OSError as error:
-            raise source_error(error, self._path) from error
-        if not data and self._left:
-            raise self._changed()
-        self._left -= len(data)
-        return data
-
-    def check(self) -> None:
-        after = os.fstat(self._descriptor)
-        if (after.st_size, after.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
-            raise self._changed()
-
-    def _changed(self) -> InvalidInput:
-        return InvalidInput(
-            "it was changed while it was uploaded",
-            operation="read file",
-            object=os.fspath(self._path),
-        )
-
-
 class Uploader:
     """Uploads one object from a file or a stream.
 
@@ -242,19 +170,18 @@ class Uploader:
                 raise InvalidInput(
                     "it is not a file", operation="read file", object=os.fspath(path)
                 )
-            source = _FileSource(descriptor, before, path)
-            self._upload(source, before.st_size, source.check)
+            reader = FileReader(descriptor, before, path)
+            self._upload(reader, before.st_size, reader.check)
         finally:
             os.close(descriptor)
 
     def stream(self, source: Source) -> int:
         """Upload everything ``source`` has; return the count of bytes."""
-        return self._upload(source, None, lambda: None)
+        return self._upload(StreamReader(source), None, lambda: None)
 
-    def _upload(self, source: Source, size: int | None, finish: Callable[[], None]) -> int:
+    def _upload(self, reader: Reader, size: int | None, finish: Callable[[], None]) -> int:
         self._check_length(0, size or 0)
-        buffer = _Buffer(self._part_bytes(1, size))
-        reader = _Reader(source)
+        buffer = Buffer(self._part_bytes(1, size))
         data = reader.fill(buffer)
         if len(data) < buffer.size or len(data) == size:
             finish()
@@ -277,22 +204,22 @@ class Uploader:
         if size is None:
             return self._part_size << ((number - 1) // _GROW_EVERY)
         least = -(-size // (MAX_PARTS - 1))
-        return max(self._part_size, -(-least // _READ) * _READ)
+        return max(self._part_size, -(-least // _ROUND) * _ROUND)
 
     # -- multipart ----------------------------------------------------------------------------
 
     def _multipart(
         self,
-        reader: _Reader,
-        buffer: _Buffer,
+        reader: Reader,
+        buffer: Buffer,
         data: memoryview,
         size: int | None,
         finish: Callable[[], None],
     ) -> int:
         upload = self._create()
-        running: deque[tuple[Future[Part], _Buffer]] = deque()
+        running: deque[tuple[Future[Part], Buffer]] = deque()
         parts: list[Part] = []
-        spare: list[_Buffer] = []
+        spare: list[Buffer] = []
         count = 0
         try:
             number = 1
@@ -308,7 +235,7 @@ class Uploader:
                     parts.append(future.result())
                     spare.append(buffer)
                 spare = [one for one in spare if one.size == wanted]
-                buffer = spare.pop() if spare else _Buffer(wanted)
+                buffer = spare.pop() if spare else Buffer(wanted)
                 data = reader.fill(buffer)
             finish()
             parts += [future.result() for future, _ in running]
@@ -332,7 +259,7 @@ class Uploader:
                 object=self._path,
             )
 
-    def _full(self, running: deque[tuple[Future[Part], _Buffer]], wanted: int) -> bool:
+    def _full(self, running: deque[tuple[Future[Part], Buffer]], wanted: int) -> bool:
         held = sum(buffer.size for _, buffer in running)
         return len(running) >= self._parallel or held + wanted > _BUDGET
 
