@@ -65,3 +65,37 @@ def test_denied(cloud: CommandLine, oci: LocalOciServer) -> None:
     assert opened["state"] == "failed"
     assert "to read buckets in compartment" in opened["remedy"]
     assert "target.bucket.name='missing'" in opened["remedy"]
+
+
+def test_statement_of_each_permission(cloud: CommandLine, oci: LocalOciServer) -> None:
+    """What is denied is named, step by step; the statements that are printed grant it."""
+    statements = [
+        f"Allow any-user to read buckets in tenancy where target.bucket.name='{oci.bucket}'",
+        "Allow any-user to manage objects in tenancy where any "
+        "{request.permission='OBJECT_INSPECT', request.permission='OBJECT_DELETE'}",
+    ]
+    needed = ["OBJECT_CREATE", "OBJECT_READ", "OBJECT_OVERWRITE"]
+    try:
+        for permission in [*needed, None]:
+            oci.set_policies(
+                {"groups": {"everybody": ["*"]}, "statements": statements},
+            )
+            result = cloud("storage", "check", "--json")
+            failed = [
+                step
+                for step in result.json["steps"]
+                if step["needed"] and step["state"] == "failed"
+            ]
+            if permission is None:
+                assert not failed, failed
+                assert result.code == 0
+                break
+            assert result.code == 5, result
+            remedy = failed[0]["remedy"]
+            assert permission in remedy, result.json
+            group = remedy.partition("Allow ")[2].partition(" to ")[0]
+            statements.append(
+                remedy.replace(group, "group everybody").replace("<compartment>", "here")
+            )
+    finally:
+        oci.set_policies(None)
