@@ -11,11 +11,13 @@ import logging
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from cryptography import x509
@@ -30,8 +32,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bootstream.clouds.oci import http_date, open_principal, sign
+from bootstream.clouds.oci import http_date, instance, open_principal, sign
 from bootstream.clouds.oci.instance import InstancePrincipal
 from bootstream.clouds.oci.workload import WorkloadIdentityPrincipal, endpoint_of
 from bootstream.errors import BootstreamError, PermissionDenied, Unavailable
@@ -63,6 +67,9 @@ def certificate(key: rsa.RSAPrivateKey, subject: x509.Name) -> x509.Certificate:
         .not_valid_after(now + datetime.timedelta(hours=1))
         .sign(KEYS[0], SHA256())
     )
+
+
+LEAF = certificate(KEYS[1], name(f"opc-tenant:{TENANCY}"))
 
 
 def pem(key: rsa.RSAPrivateKey) -> bytes:
@@ -414,6 +421,59 @@ def test_regions_that_no_table_has(cloud: Cloud) -> None:
     )
     principal = InstancePrincipal(cloud.metadata, cloud.federation)
     assert principal._region.domain == "oraclecloud77.com"
+
+
+def test_a_description_of_another_region_is_not_taken(cloud: Cloud) -> None:
+    """The region's name decides where credentials go."""
+    cloud.region = b"qq-other-1"
+    cloud.region_info = (
+        b'{"realmDomainComponent": "oraclecloud78.com", "regionIdentifier": "qq-third-1"}'
+    )
+    principal = open_instance(cloud)
+    assert principal.region == "qq-other-1"
+    assert principal._region.domain == "oraclecloud.com"
+
+
+def test_the_metadata_service_has_two_addresses(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody answers at the first, the second is asked, and from then on that one."""
+    monkeypatch.setattr(instance, "METADATA_BASES", ("http://127.0.0.1:9", cloud.metadata))
+    principal = InstancePrincipal(None, cloud.federation, probing=True)
+    assert principal.credentials().key_id in cloud.tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_certificates_and_keys(data: st.DataObject) -> None:
+    """Whatever the metadata service shows, the tree's errors are all that comes of it."""
+    what = data.draw(st.sampled_from(["identity/cert.pem", "identity/key.pem"]))
+    documents = {
+        "identity/cert.pem": LEAF.public_bytes(Encoding.DER),
+        "identity/key.pem": KEYS[1].private_bytes(
+            Encoding.DER, PrivateFormat.PKCS8, NoEncryption()
+        ),
+        "identity/intermediate.pem": LEAF.public_bytes(Encoding.DER),
+    }
+    der = bytearray(documents[what])
+    for _ in range(data.draw(st.integers(1, 4))):
+        der[data.draw(st.integers(0, len(der) - 1))] = data.draw(st.integers(0, 255))
+    documents[what] = bytes(der)
+    principal = InstancePrincipal.__new__(InstancePrincipal)
+    principal._base = "http://127.0.0.1:9"
+
+    def get(path: str) -> bytes:
+        label = b"PRIVATE KEY" if "key" in path else b"CERTIFICATE"
+        body = base64.encodebytes(documents[path])
+        return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, body, label)
+
+    with (
+        mock.patch.object(InstancePrincipal, "_get", staticmethod(get)),
+        warnings.catch_warnings(),
+        contextlib.suppress(BootstreamError),
+    ):
+        warnings.simplefilter("ignore")  # of the parser, about what it will refuse one day
+        principal._identity()
 
 
 def test_no_metadata_service_at_all() -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -156,10 +157,11 @@ class InstancePrincipal:
     def _learn(self, name: str) -> Region:
         region = find_region(name)  # what cannot be a region goes no further
         try:
-            return learn_from_json(self._get("instance/regionInfo"))
+            described = learn_from_json(self._get("instance/regionInfo"))
         except BootstreamError as error:
             _LOG.info("region %s is in no table and not described: %s", name, error)
             return region
+        return described if region.identifier in {described.identifier, described.key} else region
 
     def _acquire(self) -> Credentials:
         return web.retry(self._acquire_once, patience=self._patience)
@@ -181,13 +183,18 @@ class InstancePrincipal:
         leaf = _certificates(self._get("identity/cert.pem"), "cert.pem")[0]
         intermediate = _certificates(self._get("identity/intermediate.pem"), "intermediate.pem")
         key = load_private_key(key_pem, None, source="identity/key.pem")
-        if leaf.public_key() != key.public_key():
+        try:
+            fits = leaf.public_key() == key.public_key()
+            values = [attribute.value for attribute in leaf.subject]
+        except (ValueError, UnsupportedAlgorithm):
+            raise _bad_certificate("cert.pem") from None
+        if not fits:
             raise Unavailable(
                 "certificate and key are not of one pair: they are being rotated",
                 operation=_METADATA,
                 object=self._base,
             )
-        return _Identity(leaf, intermediate, key, _tenancy(leaf))
+        return _Identity(leaf, intermediate, key, _tenancy(values))
 
     def _exchange(self, identity: _Identity, body: bytes) -> tuple[Token, float]:
         """Return the token, and by how much this machine's clock is off, in seconds."""
@@ -227,15 +234,19 @@ def token_of(
 def _certificates(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError:
-        raise Unavailable(
-            "this is not a certificate in PEM form", operation=_METADATA, object=f"identity/{name}"
-        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise _bad_certificate(name) from None
 
 
-def _tenancy(certificate: x509.Certificate) -> str:
-    for attribute in certificate.subject:
-        value = attribute.value
+def _bad_certificate(name: str) -> Unavailable:
+    return Unavailable(
+        "this is not a certificate in PEM form", operation=_METADATA, object=f"identity/{name}"
+    )
+
+
+def _tenancy(values: Iterable[str | bytes]) -> str:
+    """Return the tenancy that a certificate's subject names."""
+    for value in values:
         if isinstance(value, str):
             for prefix in _TENANT:
                 if value.startswith(prefix):
