@@ -198,7 +198,7 @@ class _Checker:
             break
 
     def _create(self) -> None:
-        self._target.put(b"first", if_none_match=True)
+        self._target.put(b"first")
 
     def _read(self) -> None:
         buffer = bytearray(8)
