@@ -88,6 +88,14 @@ def test_variables_of_every_cloud() -> None:
     assert (limits.concurrency, limits.upload, limits.download) == (8, 10 << 20, 1 << 30)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:9023", "http://127.0.0.1:9023/"])
+def test_google_emulator(host: str) -> None:
+    """Google's own variable, in both of its forms; nothing is signed then."""
+    gcp = settings(STORAGE_EMULATOR_HOST=host, GCP_STORAGE_ENDPOINT="https://other").gcp
+    assert (gcp.endpoint_url, gcp.anonymous) == ("http://127.0.0.1:9023", True)
+    assert not settings(GCP_STORAGE_ENDPOINT="https://other").gcp.anonymous
+
+
 def test_no_secret_is_shown() -> None:
     """Settings in a log or traceback tell no credentials."""
     found = settings(

@@ -90,12 +90,16 @@ class AWSSettings:
 
 @dataclass(frozen=True, slots=True)
 class GCPSettings:
-    """What Google's own variables say; without a file, credentials are the host's."""
+    """What Google's own variables say; without a file, credentials are the host's.
+
+    ``anonymous``: nothing is signed, as emulators have it.
+    """
 
     project_id: str | None = None
     region: str | None = None
     credentials_file: Path | None = None
     endpoint_url: str | None = None
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +181,7 @@ class Settings:
                 session_token=get("AWS_SESSION_TOKEN"),
                 profile=get("AWS_PROFILE"),
             ),
-            gcp=GCPSettings(
-                project_id=get("GCP_PROJECT_ID"),
-                region=get("GCP_REGION"),
-                credentials_file=_folder(get("GOOGLE_APPLICATION_CREDENTIALS")),
-                endpoint_url=_url(environ, "GCP_STORAGE_ENDPOINT"),
-            ),
+            gcp=_gcp(environ),
             azure=AzureSettings(
                 account=get("AZURE_STORAGE_ACCOUNT_NAME"),
                 endpoint_url=_url(environ, "AZURE_STORAGE_ENDPOINT"),
@@ -217,6 +216,20 @@ def _oci(environ: Mapping[str, str]) -> OCISettings:
             for name, value in environ.items()
             if value and (name.startswith(("OCI_", "KUBERNETES_")) or name == "HOME")
         },
+    )
+
+
+def _gcp(environ: Mapping[str, str]) -> GCPSettings:
+    emulator = environ.get("STORAGE_EMULATOR_HOST") or ""
+    if emulator and "://" not in emulator:
+        emulator = f"http://{emulator}"
+    return GCPSettings(
+        project_id=environ.get("GCP_PROJECT_ID") or None,
+        region=environ.get("GCP_REGION") or None,
+        credentials_file=_folder(environ.get("GOOGLE_APPLICATION_CREDENTIALS")),
+        endpoint_url=_url({"STORAGE_EMULATOR_HOST": emulator}, "STORAGE_EMULATOR_HOST")
+        or _url(environ, "GCP_STORAGE_ENDPOINT"),
+        anonymous=bool(emulator),
     )
 
 

@@ -170,6 +170,7 @@ def open_provider(settings: Settings) -> StorageProvider:
             bucket,
             credentials=gcp.credentials_file,
             endpoint=gcp.endpoint_url,
+            anonymous=gcp.anonymous,
             ca_file=ca_file,
         )
     from bootstream.storage.azure import AzureBlobStorageProvider  # noqa: PLC0415 - see above

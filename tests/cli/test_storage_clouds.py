@@ -13,6 +13,7 @@ import pytest
 
 from bootstream.testing.cli import CommandLine
 from bootstream.testing.servers.azurite import Azurite
+from bootstream.testing.servers.gcs import GoogleServer
 from bootstream.testing.servers.s3 import Moto, Nanio
 
 
@@ -23,7 +24,7 @@ class Cloud(NamedTuple):
     variables: dict[str, str]
 
 
-@pytest.fixture(scope="module", params=["s3", "az"])
+@pytest.fixture(scope="module", params=["s3", "gs", "az"])
 def cloud(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cloud]:
@@ -32,6 +33,10 @@ def cloud(
         with Moto(folder) as server:
             server.create_bucket("bucket")
             yield Cloud("s3://bucket", s3_variables(server))
+    elif request.param == "gs":
+        with GoogleServer(folder) as google:
+            google.create_bucket("bucket")
+            yield Cloud("gs://bucket", {"STORAGE_EMULATOR_HOST": google.url})
     else:
         with Azurite(folder) as azurite:
             azurite.create_bucket("container")
@@ -60,7 +65,7 @@ def cli(cloud: Cloud, tmp_path: Path) -> CommandLine:
 
 def test_check(cli: CommandLine, cloud: Cloud) -> None:
     """Everything needed is allowed, below a prefix, and nothing is left."""
-    found = cli.json("storage", "check", "--store", f"{cloud.address}/a/prefix")
+    found = cli("storage", "check", "--json", "--store", f"{cloud.address}/a/prefix").json
     assert found["ok"], found
     assert found["store"] == f"{cloud.address}/a/prefix"
     assert cli.ok("storage", "ls", cloud.address) == ""
