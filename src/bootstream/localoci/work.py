@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.errors import ApiError
@@ -24,6 +25,14 @@ _ENDED = frozenset({"FAILED", "COMPLETED", "CANCELED"})
 _KEPT = 10_000  # work requests that are remembered
 
 
+@dataclass(slots=True)
+class _Pending:
+    """Work that was accepted: what wakes it early, and whether to do it then."""
+
+    wake: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
+
+
 class Work:
     """Runs work in threads, and keeps what became of it. Thread safe.
 
@@ -37,7 +46,7 @@ class Work:
         self._delay = delay
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._cancelled: dict[str, threading.Event] = {}
+        self._pending: dict[str, _Pending] = {}
         self._threads: set[threading.Thread] = set()
         for row in database.rows("SELECT id, details FROM work"):
             if json.loads(row["details"])["status"] not in _ENDED:
@@ -74,20 +83,20 @@ class Work:
             )
         thread = threading.Thread(target=self._run, args=(identity, do), daemon=True)
         with self._lock:
-            self._cancelled[identity] = threading.Event()
+            self._pending[identity] = _Pending()
             self._threads.add(thread)
         thread.start()
         return identity
 
     def _run(self, identity: str, do: Callable[[], None]) -> None:
-        cancelled = self._cancelled[identity]
+        pending = self._pending[identity]
         try:
-            if self._waits(cancelled):
+            if self._waits(pending):
                 self._change(identity, status="IN_PROGRESS", timeStarted=timestamp(self._clock()))
-            if self._waits(cancelled):
+            if self._waits(pending):
                 do()
                 self._end(identity, "COMPLETED")
-            elif cancelled.is_set():
+            elif pending.cancelled:
                 self._end(identity, "CANCELED")
         except ApiError as error:
             self._end(identity, "FAILED", error)
@@ -96,20 +105,28 @@ class Work:
             self._end(identity, "FAILED", ApiError(500, "InternalServerError", str(error)))
         finally:
             with self._lock:
-                del self._cancelled[identity]
+                del self._pending[identity]
                 self._threads.discard(threading.current_thread())
 
-    def _waits(self, cancelled: threading.Event) -> bool:
+    def _waits(self, pending: _Pending) -> bool:
         """Wait as long as work shall take; whether it may go on."""
-        return not (cancelled.wait(self._delay) or self._closing.is_set())
+        pending.wake.wait(self._delay)
+        return not (pending.cancelled or self._closing.is_set())
 
     def cancel(self, identity: str) -> None:
         """Cancel what has not been done yet."""
         with self._lock:
-            event = self._cancelled.get(identity)
-        if event is not None:
+            pending = self._pending.get(identity)
+        if pending is not None:
             self._change(identity, status="CANCELING")
-            event.set()
+            pending.cancelled = True
+            pending.wake.set()
+
+    def hurry(self) -> None:
+        """Do now what was accepted so far, whatever the delay."""
+        with self._lock:
+            for pending in self._pending.values():
+                pending.wake.set()
 
     def get(self, identity: str) -> dict[str, Any]:
         """A work request with its errors and logs.
@@ -153,8 +170,8 @@ class Work:
         self._closing.set()
         with self._lock:
             threads = list(self._threads)
-            for event in self._cancelled.values():
-                event.set()
+            for pending in self._pending.values():
+                pending.wake.set()
         for thread in threads:
             thread.join()
 
