@@ -44,7 +44,8 @@ class AWSBucketStorageProvider(BucketProvider):
         bucket: its name.
         region: where it is; None takes AWS's own settings, then us-east-1.
         endpoint: the URL of another service that speaks S3.
-        path_style: the bucket's name in the path, not in the host; None: with ``endpoint``.
+        path_style: the bucket's name in the path, not in the host; None: with ``endpoint``,
+            and where the bucket's name has a dot.
         access_key: with ``secret_key``; None looks where AWS's tools look, down to the
             host's role.
         secret_key: see there.
@@ -80,7 +81,7 @@ class AWSBucketStorageProvider(BucketProvider):
             )
         obstore = load_obstore(_TRAITS.extra)
         if path_style is None:
-            path_style = endpoint is not None
+            path_style = endpoint is not None or "." in bucket  # no certificate is for two dots
         base = (endpoint or _amazon(region or _DEFAULT_REGION)).rstrip("/")
         config: dict[str, Any] = {"virtual_hosted_style_request": not path_style}
         if region is not None or endpoint is not None:

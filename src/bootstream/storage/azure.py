@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,9 @@ _TRAITS = Traits(
     metadata_dash="_",  # keys are identifiers of C# there
     refused="\\",  # Azure takes it for a slash
 )
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9._~/-]+")
 
 
 class AzureBlobStorageProvider(BucketProvider):
@@ -102,5 +106,17 @@ class AzureBlobStorageProvider(BucketProvider):
         )
 
     def signed_upload_url(self, path: str, ttl: timedelta) -> str:
-        """Return a URL for one ``PUT`` with ``x-ms-blob-type: BlockBlob``; a secret."""
+        """Return a URL for one ``PUT`` with ``x-ms-blob-type: BlockBlob``; a secret.
+
+        Raises:
+            InvalidInput: the name has characters that are encoded in URLs. obstore signs the
+                encoded name, Azure wants the plain one; nobody could use such a URL.
+        """
+        if _PLAIN.fullmatch(path) is None:
+            raise InvalidInput(
+                "this name cannot be signed: some of its characters are encoded in URLs",
+                operation="sign URL",
+                object=ascii(path)[:120],
+                remedy="use letters, digits, '-', '.', '_', '~' and '/' in the name",
+            )
         return super().signed_upload_url(path, ttl)

@@ -46,6 +46,10 @@ from bootstream.storage.protocol import ObjectInfo, StorageDetails
 if TYPE_CHECKING:
     from bootstream.storage.objectstore_object import BucketObject
 
+CONNECT_TIMEOUT = timedelta(seconds=10)
+PROGRESS_TIMEOUT = timedelta(seconds=60)
+"""How long an answer, or the next bytes of one, may take."""
+
 _BUCKET_SEEN_SECONDS = 60.0
 _NOWHERE = ".bootstream-none"
 _PROBE = ".bootstream-probe"
@@ -113,8 +117,8 @@ def load_obstore(extra: str) -> Any:
 def client_options(endpoint: str | None, ca_file: str | None = None) -> dict[str, Any]:
     """Return obstore's options of the HTTP client: limits on lack of progress, not on size."""
     options: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=10),
-        "read_timeout": timedelta(seconds=60),
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": PROGRESS_TIMEOUT,
         "timeout": timedelta(days=1),  # of a whole transfer: none, which cannot be said
         "default_content_type": "application/octet-stream",
         "user_agent": "bootstream",

@@ -38,6 +38,7 @@ _BUSY = frozenset(
     {"SlowDown", "ServerBusy", "TooManyRequests", "RequestLimitExceeded", "Throttling"}
 )
 _TRY_AGAIN = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted"})
+_DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch"})
 _CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect"})
 
@@ -109,11 +110,16 @@ def parse(error: BaseException) -> Answer:
     return Answer(
         type(error).__name__,
         text,
-        int(status[1]) if status else 0,
+        int(status[1]) if status else _bulk_status(code),
         code[1] if code else "",
         message[1].partition("\n")[0].strip() if message else "",
         (request_id[1] or request_id[2]) if request_id else None,
     )
+
+
+def _bulk_status(code: re.Match[str] | None) -> int:
+    """Return the status that Azure gives instead of a code for one of many deletions."""
+    return int(code[1]) if code and re.fullmatch(r"[1-5]\d\d", code[1]) else 0
 
 
 def store_error(
@@ -157,7 +163,7 @@ def _judge(answer: Answer, remedies: Remedies) -> _Verdict:
         return InvalidInput, "the bucket is in another region", remedies.region, None
     if status == 401 or answer.kind == "UnauthenticatedError":
         return PermissionDenied, said, remedies.credentials, None
-    if status == 403 or answer.kind == "PermissionDeniedError":
+    if status == 403 or code in _DENIED or answer.kind == "PermissionDeniedError":
         signed = "Signature" in code or "Token" in code or "AccessKey" in code
         remedy = remedies.credentials if signed or "Authentication" in code else remedies.permission
         return PermissionDenied, said, remedy, None
@@ -198,4 +204,6 @@ def _said(answer: Answer) -> str:
     if answer.status:
         return f"the storage answers with status {answer.status}"
     line = _URL.sub(r"\1…", answer.text.partition("\n")[0])
+    if " - " in line:
+        return f"the storage cannot be reached: {line.rpartition(' - ')[2]}"[:300]
     return line[:300] or f"the storage client failed ({answer.kind})"

@@ -25,7 +25,8 @@ def part_size(size: int | None, max_parts: int) -> int:
     """Return the bytes of a part, in whole MiB, with which ``size`` bytes fit in the parts."""
     if size is None:
         return PART
-    return max(PART, -(-size // max_parts // _MIB + 1) * _MIB if size > PART * max_parts else PART)
+    mibs = -(-size // (max_parts * _MIB))
+    return max(PART, mibs * _MIB)
 
 
 class PartSource:

@@ -26,6 +26,7 @@ from bootstream.storage.objectstore_errors import Answer
 _MAX_ANSWER = 8 << 20
 _EMPTY = hashlib.sha256(b"").hexdigest()
 _UNRESERVED = "-._~"
+_SECOND = timedelta(seconds=1)  # the service's clock is told in whole ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,9 @@ class UploadCollector:
         ) as pool:
             session = _Session(self, pool, keys, error)
             stale = [
-                upload for upload, now in session.uploads() if now - upload.initiated >= older_than
+                upload
+                for upload, now in session.uploads()
+                if now + _SECOND - upload.initiated >= older_than
             ]
             for upload in stale:
                 if not dry_run:
