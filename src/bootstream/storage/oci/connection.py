@@ -286,6 +286,8 @@ def reason(error: OSError) -> str:
     """Say what a socket's error means, without addresses that change from run to run."""
     if isinstance(error, TimeoutError):
         return "the other side stands still"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
     return error.strerror or str(error) or type(error).__name__

@@ -95,6 +95,19 @@ def put_bytes(client: Client, request: Request, data: memoryview, *, conditional
     raise AssertionError("the last attempt returns or raises")
 
 
+def part_bytes(number: int, size: int | None, least: int) -> int:
+    """Return how large part ``number`` is, of an object of ``size`` bytes, or unknown.
+
+    Parts of a known size are equal, and ``least`` bytes unless there would be too many. Those
+    of an unknown size start with that and double now and then; ``MAX_PARTS`` of 4 MiB and up
+    are enough for the largest object.
+    """
+    if size is None:
+        return least << ((number - 1) // _GROW_EVERY)
+    needed = -(-size // (MAX_PARTS - 1))
+    return max(least, -(-needed // _ROUND) * _ROUND)
+
+
 def checksum_lines(sha256: bytes) -> bytes:
     """Return the header lines that make the service compare a body with its sha256."""
     return b"opc-checksum-algorithm: SHA256\r\nopc-content-sha256: %s\r\n" % b64encode(sha256)
@@ -181,7 +194,7 @@ class Uploader:
 
     def _upload(self, reader: Reader, size: int | None, finish: Callable[[], None]) -> int:
         self._check_length(0, size or 0)
-        buffer = Buffer(self._part_bytes(1, size))
+        buffer = Buffer(part_bytes(1, size, self._part_size))
         data = reader.fill(buffer)
         if len(data) < buffer.size or len(data) == size:
             finish()
@@ -198,13 +211,6 @@ class Uploader:
             headers=metadata_lines(self._metadata),
         )
         put_bytes(self._client, request, data, conditional=False)
-
-    def _part_bytes(self, number: int, size: int | None) -> int:
-        """Return how large part ``number`` is, of an object of ``size`` bytes, or unknown."""
-        if size is None:
-            return self._part_size << ((number - 1) // _GROW_EVERY)
-        least = -(-size // (MAX_PARTS - 1))
-        return max(self._part_size, -(-least // _ROUND) * _ROUND)
 
     # -- multipart ----------------------------------------------------------------------------
 
@@ -229,7 +235,7 @@ class Uploader:
                 future = self._executor.submit(self._send_part, upload, number, data)
                 running.append((future, buffer))
                 number += 1
-                wanted = self._part_bytes(number, size)
+                wanted = part_bytes(number, size, self._part_size)
                 while running and (running[0][0].done() or self._full(running, wanted)):
                     future, buffer = running.popleft()
                     parts.append(future.result())
