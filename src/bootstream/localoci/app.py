@@ -20,6 +20,7 @@ Differences from the service, on purpose or not yet done:
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,10 +34,10 @@ from bootstream.localoci.store import Store
 from bootstream.localoci.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from bootstream.localoci.http import Handler, Request, Response
+    from bootstream.localoci.http import Request, Response
     from bootstream.localoci.protocols import Authenticate, Faults, Policies
 
     Operation = Callable[[Call, str], Response]
@@ -102,8 +103,6 @@ class Application:
         clock: seconds of the epoch.
         namespace: the tenancy's namespace.
         region: the region's identifier.
-        mounts: handlers of other services by the start of the path, asked first, and without
-            sign-in: metadata, federation.
         limits: sizes at which requests are refused.
         work_delay: seconds that each step of a work request takes.
 
@@ -122,13 +121,11 @@ class Application:
         clock: Callable[[], float] = time.time,
         namespace: str = "local",
         region: str = "us-ashburn-1",
-        mounts: Sequence[tuple[str, Handler]] = (),
         limits: Limits | None = None,
         work_delay: float = 0.0,
     ) -> None:
         self._authenticate = authenticate
         self._faults = faults or NoFaults()
-        self._mounts = tuple(mounts)
         data.mkdir(parents=True, exist_ok=True)
         database = Database(data)
         self._database = database
@@ -166,7 +163,12 @@ class Application:
         """
         response = self._faults.before(request)
         if response is None:
-            response = self._dispatch(request)
+            try:
+                response = self._dispatch(request)
+            except sqlite3.OperationalError as error:  # full, or not writable any more
+                raise ApiError(
+                    507, "InsufficientStorage", f"The data folder cannot be used: {error}"
+                ) from error
         try:
             return self._faults.after(request, response)
         except BaseException:
@@ -174,11 +176,7 @@ class Application:
             raise
 
     def _dispatch(self, request: Request) -> Response:
-        target = request.target
-        for prefix, handler in self._mounts:
-            if target.startswith(prefix):
-                return handler(request)
-        if target.startswith("/p/"):
+        if request.target.startswith("/p/"):
             return par.handle(self.service, request)
         parts = request.raw_path.split("/", 6)
         if (caller := self._public(request, parts)) is None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VERSION = 1
+_READERS = 16  # connections, each of which has files of its own
 
 _SCHEMA = """
 CREATE TABLE buckets (
@@ -179,12 +180,18 @@ class Database:
         try:
             connection = self._readers.get_nowait()
         except queue.Empty:
-            with self._turn:
-                connection = self._connect()
+            connection = self._another()
         try:
             yield connection
         finally:
             self._readers.put(connection)
+
+    def _another(self) -> sqlite3.Connection:
+        """One reader more, or the next that is free."""
+        with self._turn:
+            if len(self._every) <= _READERS:
+                return self._connect()
+        return self._readers.get()
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
         """The first row of a query, as committed now."""

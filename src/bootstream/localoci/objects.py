@@ -20,7 +20,7 @@ from bootstream.localoci.service import (
     tier,
     timestamp,
 )
-from bootstream.localoci.store import NO_CONDITIONS, Conditions, matches, no_object
+from bootstream.localoci.store import NO_CONDITIONS, Conditions, matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,9 +179,9 @@ def archival_state(call: Call, item: StoredObject) -> tuple[str, float | None]:
     return "Restored", item.restored
 
 
-def _current(call: Call, bucket_name: str, name: str) -> tuple[Bucket, StoredObject]:
+def _current(call: Call, bucket_name: str, name: str) -> StoredObject:
     bucket = call.bucket(bucket_name)
-    return bucket, call.service.store.get(bucket, name, call.parameters.get("versionId"))
+    return call.service.store.get(bucket, name, call.parameters.get("versionId"))
 
 
 def _not_modified(headers: Mapping[str, str], item: StoredObject) -> bool:
@@ -194,7 +194,7 @@ def _not_modified(headers: Mapping[str, str], item: StoredObject) -> bool:
 def head_object(call: Call, bucket_name: str, name: str) -> Response:
     """HEAD /n/{n}/b/{b}/o/{o}; a range does not count here."""
     call.permit(bucket_name, name, "OBJECT_READ", "OBJECT_INSPECT")
-    _, item = _current(call, bucket_name, name)
+    item = _current(call, bucket_name, name)
     headers = object_headers(call, item)
     if _not_modified(call.request.headers, item):
         return Response(304, {"etag": item.etag})
@@ -204,9 +204,8 @@ def head_object(call: Call, bucket_name: str, name: str) -> Response:
 def get_object(call: Call, bucket_name: str, name: str) -> Response:
     """GET /n/{n}/b/{b}/o/{o}, or one range of it."""
     call.permit(bucket_name, name, "OBJECT_READ")
-    bucket = call.bucket(bucket_name)
     for _ in range(100):
-        _, item = _current(call, bucket_name, name)
+        item = _current(call, bucket_name, name)
         if _not_modified(call.request.headers, item):
             return Response(304, {"etag": item.etag})
         if item.tier == "Archive" and archival_state(call, item)[0] != "Restored":
@@ -215,7 +214,7 @@ def get_object(call: Call, bucket_name: str, name: str) -> Response:
             return _content(call, item)
         except FileNotFoundError:
             continue  # it was replaced between its row and its file: take the new one
-    raise no_object(bucket, name)
+    raise ApiError(500, "InternalServerError", f"The file of the object '{name}' is missing")
 
 
 def _content(call: Call, item: StoredObject) -> Response:

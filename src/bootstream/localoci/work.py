@@ -150,7 +150,7 @@ class Work:
     def _change(self, identity: str, **changes: object) -> None:
         with self._database.write() as rows:
             row = rows.execute("SELECT details FROM work WHERE id=?", (identity,)).fetchone()
-            if row is not None:
+            if row is not None and json.loads(row["details"])["status"] not in _ENDED:
                 details = {**json.loads(row["details"]), **changes}
                 rows.execute(
                     "UPDATE work SET details=? WHERE id=?", (json.dumps(details), identity)
