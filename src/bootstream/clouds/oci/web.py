@@ -8,6 +8,7 @@ next is due in half an hour.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,13 +108,14 @@ def check(answer: Answer, *, operation: str, object: str, remedy: str | None = N
     error: BootstreamError
     said = f"the server answered {answer.status}"
     if answer.status == 429:
-        wait = answer.headers.get("retry-after", "")
-        after = float(wait) if wait.isascii() and wait.isdigit() else None
-        error = Throttled(said, retry_after=after)
+        error = Throttled(said)
     elif answer.status == 404 or answer.status >= 500:
         error = Unavailable(said, remedy=remedy)
     else:
         error = PermissionDenied(said, remedy=clock_hint(answer.headers.get("date")) or remedy)
+    wait = answer.headers.get("retry-after", "")
+    if re.fullmatch(r"[0-9]{1,6}", wait):
+        error.retry_after = float(wait)
     error.operation = operation
     error.object = object
     error.request_id = answer.headers.get("opc-request-id")
