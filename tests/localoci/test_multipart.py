@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.localoci.client import Answer, Client
 
+from bootstream.localoci.checksums import crc32c
+
 if TYPE_CHECKING:
     from bootstream.localoci.server import LocalOci
 
@@ -212,3 +214,23 @@ def test_metadata_cannot_break_an_answer(client: Client) -> None:
         {"metadata": [1]},
     ):
         assert client.ask("POST", U, {"object": "k", **details}).status == 400
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32C", "SHA256", "SHA384"])
+def test_checksums_of_the_whole(client: Client, algorithm: str) -> None:
+    """CRC32C is the whole object's; the others are digests of the parts' digests."""
+    answer = client.ask("POST", U, {"object": "k"}, opc_checksum_algorithm=algorithm)
+    upload = answer.json()["uploadId"]
+    bodies = [os.urandom(size) for size in (100_000, 0, 33_333, 1)]
+    parts = [part(client, upload, number + 1, body) for number, body in enumerate(bodies)]
+    done = commit(client, upload, parts)
+    head = client.ask("HEAD", O + "k").headers
+    if algorithm == "CRC32C":
+        header = "opc-content-crc32c"
+        expected = base64.b64encode(crc32c(b"".join(bodies)).to_bytes(4, "big")).decode()
+    else:
+        header = f"opc-multipart-{algorithm.lower()}"
+        digest = getattr(hashlib, algorithm.lower())
+        whole = digest(b"".join(digest(body).digest() for body in bodies)).digest()
+        expected = base64.b64encode(whole).decode() + "-4"
+    assert head[header] == done.headers[header] == expected

@@ -6,14 +6,12 @@ Differences from the service, on purpose or not yet done:
   private endpoints, re-encryption and customer keys (``opc-sse-*``) are not there: 404 or, for
   the headers, without effect. Lifecycle rules are kept and given back, and nothing acts on them.
 - A restored object can be read at once; there is no state ``Restoring``.
-- An upload's CRC32C and other checksums are checked part by part; a multipart object has none
-  of its own beside ``opc-multipart-md5``.
 - Versions are listed without a delimiter.
 - Writers of one object take turns, so ``ConcurrentObjectUpdate`` comes only of an upload that is
   committed twice at once, of a tier that is changed while the object is replaced, and of faults.
 - Counts and sizes of buckets are exact, where the service's are approximate.
-- The codes ``UnmatchedContentCRC32C`` and its like, ``UploadNotFound`` and ``InvalidUploadPart``
-  are not documented by the service.
+- The codes ``UploadNotFound`` and ``InvalidUploadPart``, and those of a checksum that is not
+  base64, are not documented by the service.
 - Data survives the end and the kill of the server; of a loss of power the newest objects may be
   lost.
 """

@@ -17,7 +17,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _POLYNOMIAL = 0x82F63B78  # reflected
 # Exponents of Q besides 0, highest first; the test suite checks that P divides it.
@@ -82,6 +82,30 @@ def _fold(data: memoryview, state: int) -> memoryview:
     return memoryview((message << padding).to_bytes((bits + padding) // 8, "little"))
 
 
+def crc32c_concat(first: int, second: int, length: int) -> int:
+    """The CRC32C of two messages in a row; ``length`` is the second's, in bytes.
+
+    The first's remainder moves up by the second's length: a product with a power of ``x``.
+    """
+    bits, square = length * 8, 1 << 30  # x, as the highest power is bit 0 of 32
+    while bits:
+        if bits & 1:
+            first = _product(first, square)
+        square = _product(square, square)
+        bits >>= 1
+    return first ^ second
+
+
+def _product(left: int, right: int) -> int:
+    """The product of two remainders, modulo the polynomial."""
+    result = 0
+    for power in range(31, -1, -1):
+        if left >> power & 1:
+            result ^= right
+        right = (right >> 1) ^ (_POLYNOMIAL if right & 1 else 0)
+    return result
+
+
 class _Hash(Protocol):
     def update(self, data: memoryview, /) -> None: ...
 
@@ -108,6 +132,33 @@ ALGORITHMS: Mapping[str, str] = {
     "SHA256": "opc-content-sha256",
     "SHA384": "opc-content-sha384",
 }
+
+
+def of_parts(digests: Sequence[tuple[Mapping[str, str], int]]) -> dict[str, str]:
+    """The headers that tell the checksums of an object of parts.
+
+    ``digests`` are each part's, in base64 by algorithm, and its size. MD5, SHA-256 and SHA-384
+    are digests of the parts' digests, with the number of parts; CRC32C is the whole object's.
+    An algorithm that a part lacks is left out.
+    """
+    result = {}
+    names = set.intersection(*(set(part) for part, _ in digests))
+    for name, header, made in (
+        ("MD5", "opc-multipart-md5", hashlib.md5(usedforsecurity=False)),
+        ("SHA256", "opc-multipart-sha256", hashlib.sha256()),
+        ("SHA384", "opc-multipart-sha384", hashlib.sha384()),
+    ):
+        if name in names:
+            for part, _ in digests:
+                made.update(base64.b64decode(part[name]))
+            result[header] = f"{base64.b64encode(made.digest()).decode()}-{len(digests)}"
+    if "CRC32C" in names:
+        whole = 0
+        for part, size in digests:
+            own = int.from_bytes(base64.b64decode(part["CRC32C"]), "big")
+            whole = crc32c_concat(whole, own, size)
+        result["opc-content-crc32c"] = base64.b64encode(whole.to_bytes(4, "big")).decode()
+    return result
 
 
 class Checksums:

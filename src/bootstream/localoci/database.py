@@ -60,7 +60,7 @@ CREATE TABLE uploads (
 CREATE TABLE parts (
     upload TEXT NOT NULL REFERENCES uploads ON DELETE CASCADE, number INTEGER NOT NULL,
     etag TEXT NOT NULL, md5 TEXT NOT NULL, size INTEGER NOT NULL, file TEXT NOT NULL,
-    crc32c TEXT,
+    sums TEXT NOT NULL,
     PRIMARY KEY (upload, number)
 ) WITHOUT ROWID;
 CREATE TABLE pars (

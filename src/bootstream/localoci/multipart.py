@@ -8,9 +8,7 @@ last. Of two commits at once the second is refused.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -18,6 +16,7 @@ import uuid
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+from bootstream.localoci.checksums import of_parts
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import Response, json_response
 from bootstream.localoci.objects import algorithms, checksum_headers, object_tier, receive
@@ -155,9 +154,10 @@ def upload_part(call: Call, bucket_name: str, name: str) -> Response:
 def take_part(call: Call, bucket: Bucket, name: str, upload: str, number: int) -> Response:
     """Take a part's body; it replaces a former part of the number."""
     database = call.service.database
-    find(call, bucket, name, upload)
+    details = json.loads(find(call, bucket, name, upload)["details"])
     conditions = Conditions.of(call.request.headers)
-    received = receive(call, call.service.limits.part)
+    asked = frozenset(details["algorithms"])
+    received = receive(call, call.service.limits.part, asked)
     etag, sums = str(uuid.uuid4()), checksum_headers(received)
     try:
         with database.write() as rows:
@@ -167,7 +167,7 @@ def take_part(call: Call, bucket: Bucket, name: str, upload: str, number: int) -
             ).fetchone()
             conditions.check(None if old is None else old["etag"])
             _insert_part(rows, (upload, number, etag, received.digests["MD5"], received.size,
-                                received.file, received.digests.get("CRC32C")))  # fmt: skip
+                                received.file, json.dumps(received.digests)))  # fmt: skip
     except BaseException:
         database.drop(received.file)
         raise
@@ -181,7 +181,7 @@ def _insert_part(rows: sqlite3.Connection, values: tuple[object, ...]) -> None:
     if rows.execute("SELECT 1 FROM uploads WHERE id=?", (values[0],)).fetchone() is None:
         raise ApiError(404, "UploadNotFound", "The upload has ended")
     rows.execute(
-        "INSERT OR REPLACE INTO parts (upload, number, etag, md5, size, file, crc32c)"
+        "INSERT OR REPLACE INTO parts (upload, number, etag, md5, size, file, sums)"
         " VALUES (?,?,?,?,?,?,?)",
         values,
     )
@@ -275,7 +275,7 @@ def finish(
         details = json.loads(row["details"])
         with service.database.write() as rows:  # a writer's turn: no part is replaced after it
             parts = rows.execute(
-                "SELECT number, etag, md5, size, file FROM parts WHERE upload=? ORDER BY number",
+                "SELECT number, etag, size, file, sums FROM parts WHERE upload=? ORDER BY number",
                 (upload,),
             ).fetchall()
         if chosen is not None:
@@ -284,10 +284,7 @@ def finish(
             raise invalid("the upload has no parts", "InvalidUploadPart")
         conditions = _conditions(call, details["conditions"])
         service.store.check(bucket, name, conditions)
-        digest = hashlib.md5(usedforsecurity=False)
-        for part in parts:
-            digest.update(base64.b64decode(part["md5"]))
-        whole = f"{base64.b64encode(digest.digest()).decode()}-{len(parts)}"
+        sums = of_parts([(json.loads(part["sums"]), part["size"]) for part in parts])
         size = sum(part["size"] for part in parts)
         if size > service.limits.item:
             raise ApiError(413, "RequestEntityTooLarge", "The object is over the limit")
@@ -295,16 +292,16 @@ def finish(
         item = service.store.put(
             bucket, name, file, size,
             md5=None, tier=details["tier"],
-            headers={**details["headers"], "opc-multipart-md5": whole},
+            headers={**details["headers"], **sums},
             conditions=conditions, upload=upload,
         )  # fmt: skip
-    return Response(200, _commit_headers(item, whole))
+    return Response(200, _commit_headers(item, sums))
 
 
-def _commit_headers(item: StoredObject, whole: str) -> dict[str, str]:
+def _commit_headers(item: StoredObject, sums: dict[str, str]) -> dict[str, str]:
     return {
         "etag": item.etag,
-        "opc-multipart-md5": whole,
+        **sums,
         "last-modified": formatdate(item.modified, usegmt=True),
         "version-id": item.version,
     }

@@ -47,15 +47,17 @@ def algorithms(headers: Mapping[str, str]) -> frozenset[str]:
         ApiError: 400, the service knows no such algorithm.
     """
     names = {name for name, header in ALGORITHMS.items() if header in headers}
-    if (asked := headers.get("opc-checksum-algorithm")) is not None:
+    if asked := headers.get("opc-checksum-algorithm"):  # the Go SDK sends it empty
         if asked.upper() not in ALGORITHMS:
             raise invalid(f"opc-checksum-algorithm is one of {', '.join(ALGORITHMS)}")
         names.add(asked.upper())
     return frozenset(names)
 
 
-def receive(call: Call, limit: int) -> Received:
+def receive(call: Call, limit: int, more: frozenset[str] = frozenset()) -> Received:
     """Take the request's body to a file, and check the checksums that came with it.
+
+    ``more`` are algorithms to compute besides those that the headers name.
 
     Raises:
         ApiError: 411, the size is not known; 413; 400 ``UnmatchedContentMD5`` and the like.
@@ -68,12 +70,13 @@ def receive(call: Call, limit: int) -> Received:
     for name, value in wanted.items():
         if value is not None:
             _check_base64(name, value)
-    received = call.service.store.receive(call.request.body, limit, algorithms(headers))
+    received = call.service.store.receive(call.request.body, limit, algorithms(headers) | more)
     for name, value in wanted.items():
         if value is not None and value != received.digests[name]:
             call.service.database.drop(received.file)
             raise invalid(
-                f"The {name} of the body is {received.digests[name]}, not {value}",
+                f"The computed {name} of the body ({received.digests[name]}) does not match the"
+                f" header ({value})",
                 f"UnmatchedContent{name}",
             )
     return received
