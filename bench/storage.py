@@ -1,0 +1,488 @@
+"""Object storage: ours next to the SDKs and rclone, against the same server on this machine.
+
+    .venv/bin/python bench/storage.py [--large 1G --count 1000] [--runs N] [--only oci|s3] [--json]
+
+OCI (``bootstream local-oci``): ours, Oracle's SDK (UploadManager; get_object by ranges), rclone's
+oracleobjectstorage. S3 (nanio): ours, obstore alone, boto3. One large file and many objects of
+1 MiB up and down, and reads of 4, 64 and 512 KiB at random places, all by 16 threads.
+
+Each client is a process of its own, so that its CPU time is its own; starting and signing in
+are not counted, except rclone's, which is a command. Medians of all runs; clients take turns
+within a run. MB/s of contents, and CPU seconds of the client for a GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bootstream.config import Settings, parse_size
+from bootstream.testing.localoci import LocalOciServer
+from bootstream.testing.servers.s3 import REGION, Nanio
+from bootstream.wiring import get_template_storage_provider
+
+THREADS = 16
+MIB = 1 << 20
+SIZES = {"read 4 KiB": 4096, "read 64 KiB": 65536, "read 512 KiB": 524288}
+CASES = ("upload", "download", "put 1 MiB", "get 1 MiB", *SIZES)
+RANGE = 8 * MIB
+
+
+class Client(Protocol):
+    """What is measured."""
+
+    def upload(self, path: Path, name: str) -> None:
+        """Store a large file."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch it again."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a small object."""
+
+    def get(self, name: str, size: int) -> None:
+        """Fetch a small object."""
+
+    def read(self, name: str, offset: int, size: int) -> None:
+        """Fetch a part of a large one."""
+
+
+class _Ours:
+    """The whole stack, as the command line has it."""
+
+    def __init__(self) -> None:
+        self._storage = get_template_storage_provider(Settings.from_environment(os.environ))
+
+    def upload(self, path: Path, name: str) -> None:
+        self._storage.open_object(name).write_from_file_system(path)
+
+    def download(self, name: str, path: Path) -> None:
+        with path.open("wb", buffering=0) as file:
+            self._storage.open_object(name).write_to(file)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._storage.open_object(name).put(data)
+
+    def get(self, name: str, size: int) -> None:
+        self.read(name, 0, size)
+
+    def read(self, name: str, offset: int, size: int) -> None:
+        buffer = bytearray(size)
+        assert self._storage.open_object(name).read_at(buffer, offset) == size
+
+
+class _Oracle:
+    """The OCI SDK, with a connection for each thread."""
+
+    def __init__(self) -> None:
+        os.environ["OCI_PYTHON_SDK_NO_SERVICE_IMPORTS"] = "true"
+        import oci  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 - only here
+        from oci.object_storage import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+            ObjectStorageClient,
+            UploadManager,
+        )
+        from requests.adapters import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+            HTTPAdapter,
+        )
+
+        self._client = ObjectStorageClient(
+            oci.config.from_file(os.environ["OCI_CONFIG_FILE"]),
+            service_endpoint=os.environ["OCI_OBJECT_STORAGE_ENDPOINT"],
+            retry_strategy=oci.retry.NoneRetryStrategy(),
+        )
+        self._client.base_client.session.mount("http://", HTTPAdapter(pool_maxsize=2 * THREADS))
+        self._manager = UploadManager(
+            self._client, allow_parallel_uploads=True, parallel_process_count=THREADS
+        )
+        self._place = (os.environ["OCI_NAMESPACE"], os.environ["TEMPLATE_BUCKET_NAME"])
+
+    def upload(self, path: Path, name: str) -> None:
+        self._manager.upload_file(*self._place, name, str(path), part_size=RANGE)
+
+    def download(self, name: str, path: Path) -> None:
+        size = int(self._client.head_object(*self._place, name).headers["content-length"])
+        in_ranges(path, size, lambda start, end: self._range(name, start, end))
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        answer = self._client.get_object(*self._place, name, range=f"bytes={start}-{end - 1}")
+        content: bytes = answer.data.content
+        return content
+
+    def put(self, name: str, data: bytes) -> None:
+        self._client.put_object(*self._place, name, data)
+
+    def get(self, name: str, size: int) -> None:
+        assert len(self._client.get_object(*self._place, name).data.content) == size
+
+    def read(self, name: str, offset: int, size: int) -> None:
+        assert len(self._range(name, offset, offset + size)) == size
+
+
+class _Boto3:
+    """boto3, with a connection for each thread."""
+
+    def __init__(self) -> None:
+        import boto3  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 - only here
+        from boto3.s3.transfer import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+            TransferConfig,
+        )
+        from botocore.config import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
+            Config,
+        )
+
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+            config=Config(max_pool_connections=2 * THREADS, s3={"addressing_style": "path"}),
+        )
+        self._bucket = os.environ["TEMPLATE_BUCKET_NAME"]
+        self._how = TransferConfig(max_concurrency=THREADS)
+
+    def upload(self, path: Path, name: str) -> None:
+        self._client.upload_file(str(path), self._bucket, name, Config=self._how)
+
+    def download(self, name: str, path: Path) -> None:
+        self._client.download_file(self._bucket, name, str(path), Config=self._how)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=name, Body=data)
+
+    def get(self, name: str, size: int) -> None:
+        answer = self._client.get_object(Bucket=self._bucket, Key=name)
+        assert len(answer["Body"].read()) == size
+
+    def read(self, name: str, offset: int, size: int) -> None:
+        answer = self._client.get_object(
+            Bucket=self._bucket, Key=name, Range=f"bytes={offset}-{offset + size - 1}"
+        )
+        assert len(answer["Body"].read()) == size
+
+
+class _Obstore:
+    """obstore as it is, without what is around it in ours."""
+
+    def __init__(self) -> None:
+        import obstore  # noqa: PLC0415 - only here
+        from obstore.store import S3Store  # noqa: PLC0415
+
+        self._obstore: Any = obstore
+        self._store = S3Store(
+            os.environ["TEMPLATE_BUCKET_NAME"],
+            endpoint=os.environ["AWS_ENDPOINT_URL"],
+            region=REGION,
+            client_options={"allow_http": True},
+        )
+
+    def upload(self, path: Path, name: str) -> None:
+        self._obstore.put(self._store, name, path, chunk_size=RANGE, max_concurrency=THREADS)
+
+    def download(self, name: str, path: Path) -> None:
+        size = self._obstore.head(self._store, name)["size"]
+        in_ranges(
+            path,
+            size,
+            lambda start, end: self._obstore.get_range(self._store, name, start=start, end=end),
+        )
+
+    def put(self, name: str, data: bytes) -> None:
+        self._obstore.put(self._store, name, data, use_multipart=False)
+
+    def get(self, name: str, size: int) -> None:
+        assert len(self._obstore.get(self._store, name).bytes()) == size
+
+    def read(self, name: str, offset: int, size: int) -> None:
+        found = self._obstore.get_range(self._store, name, start=offset, length=size)
+        assert len(found) == size
+
+
+def in_ranges(path: Path, size: int, fetch: Callable[[int, int], Any]) -> None:
+    """Fill a file by ranges, as many at once as there are threads."""
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
+        file.truncate(size)
+
+        def one(start: int) -> None:
+            os.pwrite(file.fileno(), fetch(start, min(start + RANGE, size)), start)
+
+        list(pool.map(one, range(0, size, RANGE)))
+
+
+CLIENTS: dict[str, Callable[[], Client]] = {
+    "ours": _Ours,
+    "OCI SDK": _Oracle,
+    "boto3": _Boto3,
+    "obstore": _Obstore,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every client is given: a large file, and sizes."""
+
+    large: str
+    size: int
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one client needed for one case."""
+
+    seconds: float
+    cpu: float
+    size: int
+
+    @property
+    def rate(self) -> float:
+        """MB a second."""
+        return self.size / 1e6 / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """CPU seconds for a GB."""
+        return self.cpu / (self.size / 1e9)
+
+
+# -- in the process of a client --------------------------------------------------------------
+
+
+def child(name: str, case: str, work: Work) -> None:
+    """Do one case and print what it took."""
+    client = CLIENTS[name]()
+    prefix = name.replace(" ", "-")
+    small = random.Random(1).randbytes(MIB)
+    warm(client, f"{prefix}/warm", small)
+    began, cpu = time.perf_counter(), own_cpu()
+    size = perform(client, case, prefix, work, small)
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "cpu": own_cpu() - cpu, "size": size}))
+
+
+def warm(client: Client, name: str, data: bytes) -> None:
+    """Sign in and open connections, outside the measurement."""
+    client.put(name, data)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda _: client.read(name, 0, 4096), range(2 * THREADS)))
+
+
+def perform(client: Client, case: str, prefix: str, work: Work, small: bytes) -> int:
+    """Do one case; return the bytes of contents that moved."""
+    large = Path(work.large)
+    names = [f"{prefix}/small/{number}" for number in range(work.count)]
+    if case == "upload":
+        client.upload(large, f"{prefix}/large")
+        return work.size
+    if case == "download":
+        client.download(f"{prefix}/large", large.with_name(f"{prefix}.down"))
+        return work.size
+    with ThreadPoolExecutor(THREADS) as pool:
+        if case == "put 1 MiB":
+            list(pool.map(lambda name: client.put(name, small), names))
+            return work.count * MIB
+        if case == "get 1 MiB":
+            list(pool.map(lambda name: client.get(name, MIB), names))
+            return work.count * MIB
+        size = SIZES[case]
+        deadline = time.perf_counter() + work.seconds
+
+        def read(seed: int) -> int:
+            places = random.Random(seed)
+            count = 0
+            while time.perf_counter() < deadline:
+                client.read(f"{prefix}/large", places.randrange(work.size - size), size)
+                count += 1
+            return count
+
+        return size * sum(pool.map(read, range(THREADS)))
+
+
+def own_cpu() -> float:
+    """CPU seconds of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+# -- in the process that compares ------------------------------------------------------------
+
+
+def measure(name: str, case: str, work: Work, environment: dict[str, str]) -> Result:
+    """Run one client in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, "--case", case]
+    arguments = ["--work", json.dumps([work.large, work.size, work.count, work.seconds])]
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{name}, {case}: {done.stderr[-3000:]}")
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> Result | None:
+    """Run the command that does the case; None where it has none."""
+    bucket = f"localoci:{environment['TEMPLATE_BUCKET_NAME']}"
+    large, small, back = f"{bucket}/rclone/large", f"{bucket}/rclone/small", folder / "rclone.down"
+    concurrency = ["--oos-upload-concurrency", str(THREADS), "--oos-chunk-size", "8M"]
+    many = ["--transfers", str(THREADS), "--checkers", str(THREADS), "--no-traverse"]
+    commands = {
+        "upload": ["copyto", work.large, large, "--oos-upload-cutoff", "8M", *concurrency],
+        "download": ["copyto", large, str(back), "--multi-thread-streams", str(THREADS)],
+        "put 1 MiB": ["copy", str(folder / "small"), small, *many],
+        "get 1 MiB": ["copy", small, str(folder / "rclone.small"), *many],
+    }
+    if case not in commands:
+        return None
+    size = work.size if case.endswith("load") else work.count * MIB
+    program = str(Path(sys.executable).with_name("rclone"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(
+        [program, "--config", "", "--ignore-times", *commands[case]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"rclone, {case}: {done.stderr[-3000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Result(seconds, cpu, size)
+
+
+def compare(
+    clients: tuple[str, ...], work: Work, environment: dict[str, str], folder: Path, runs: int
+) -> Iterator[tuple[str, str, list[Result]]]:
+    """Yield case, client and its results; clients take turns within each run."""
+    for case in CASES:
+        results: dict[str, list[Result]] = {name: [] for name in clients}
+        for _ in range(runs):
+            for name in clients:
+                found = (
+                    rclone(case, work, environment, folder)
+                    if name == "rclone"
+                    else measure(name, case, work, environment)
+                )
+                if found is not None:
+                    results[name].append(found)
+        yield from ((case, name, results[name]) for name in clients if results[name])
+
+
+def report(
+    title: str, rows: Iterator[tuple[str, str, list[Result]]], *, quiet: bool
+) -> list[dict[str, Any]]:
+    """Print medians and the ratios of ours to the others."""
+    documents = []
+    ours: Result | None = None
+    if not quiet:
+        print(f"\n{title}\n{'case':<14}{'client':<10}{'MB/s':>9}{'CPU s/GB':>10}   ours is")
+    for case, name, results in rows:
+        median = sorted(results, key=lambda one: one.rate)[len(results) // 2]
+        cost = statistics.median(one.cost for one in results)
+        ratio = None
+        if name == "ours":
+            ours = median
+        elif ours is not None:
+            ratio = ours.rate / median.rate
+        documents.append(
+            {
+                "server": title,
+                "case": case,
+                "client": name,
+                "mb_per_second": median.rate,
+                "cpu_seconds_per_gb": cost,
+                "ours_is_times_as_fast": ratio,
+            }
+        )
+        if not quiet:
+            times = "" if ratio is None else f"   {ratio:.2f} times as fast"
+            print(f"{case:<14}{name:<10}{median.rate:>9.0f}{cost:>10.2f}{times}", flush=True)
+    return documents
+
+
+def oci(stack: ExitStack, folder: Path) -> dict[str, str]:
+    """Start the local OCI; return the variables of its clients."""
+    server = stack.enter_context(LocalOciServer(folder / "oci"))
+    return os.environ | dict(server.variables)
+
+
+def s3(stack: ExitStack, folder: Path) -> dict[str, str]:
+    """Start nanio; return the variables of its clients."""
+    (folder / "s3").mkdir()
+    server = stack.enter_context(Nanio(folder / "s3"))
+    server.create_bucket("bench")
+    return os.environ | {
+        "STORAGE_PROVIDER": "AWSBucket",
+        "TEMPLATE_BUCKET_NAME": "bench",
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": server.keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.keys.secret_key,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+    }
+
+
+def prepare(folder: Path, size: int, count: int) -> Path:
+    """Write the large file, and small ones for rclone; nothing in them is worth compressing."""
+    path = folder / "large"
+    with path.open("wb") as file:
+        for start in range(0, size, MIB):
+            file.write(os.urandom(min(MIB, size - start)))
+    (folder / "small").mkdir()
+    data = os.urandom(MIB)
+    for number in range(count):
+        (folder / "small" / str(number)).write_bytes(data)
+    return path
+
+
+def main() -> None:
+    """Compare, or be one of the compared."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--large", default="256M", help="size of the large file")
+    parser.add_argument("--count", type=int, default=256, help="objects of 1 MiB")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each reading case")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=["oci", "s3"])
+    parser.add_argument("--folder", type=Path, help="where files and servers live, for a while")
+    parser.add_argument("--json", action="store_true")
+    for hidden in ("--child", "--case", "--work"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.case, Work(*json.loads(arguments.work)))
+        return
+    size = max(parse_size(arguments.large), MIB)
+    documents: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        large = prepare(folder, size, arguments.count)
+        work = Work(str(large), size, arguments.count, arguments.seconds)
+        for title, start, clients in (
+            ("oci", oci, ("ours", "OCI SDK", "rclone")),
+            ("s3", s3, ("ours", "obstore", "boto3")),
+        ):
+            if arguments.only in (None, title):
+                with ExitStack() as stack:
+                    environment = start(stack, folder)
+                    rows = compare(clients, work, environment, folder, arguments.runs)
+                    documents += report(title, rows, quiet=arguments.json)
+    if arguments.json:
+        print(json.dumps(documents, indent=2))
+
+
+if __name__ == "__main__":
+    main()
