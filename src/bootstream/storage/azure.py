@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
-from bootstream.storage.objectstore import (
-    BucketProvider,
+from bootstream.storage.objectstore import BucketProvider
+from bootstream.storage.objectstore_engine import (
     Engine,
     Traits,
     client_options,

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,8 @@ from bootstream.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from bootstream.storage.objectstore_errors import Answer, Remedies, parse, store_error
+from bootstream.storage.objectstore_engine import Engine, Traits
+from bootstream.storage.objectstore_errors import Answer, parse, store_error
 from bootstream.storage.objectstore_parts import in_order
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import ObjectInfo, StorageDetails
@@ -46,99 +46,10 @@ from bootstream.storage.protocol import ObjectInfo, StorageDetails
 if TYPE_CHECKING:
     from bootstream.storage.objectstore_object import BucketObject
 
-CONNECT_TIMEOUT = timedelta(seconds=10)
-PROGRESS_TIMEOUT = timedelta(seconds=60)
-"""How long an answer, or the next bytes of one, may take."""
-
 _BUCKET_SEEN_SECONDS = 60.0
 _NOWHERE = ".bootstream-none"
 _PROBE = ".bootstream-probe"
 _PAGE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """How a cloud differs from the others.
-
-    ``max_parts``: of one upload. ``delete_batch``: names in one request to delete.
-    ``max_copy``: bytes that one copy request can move, None without a limit.
-    ``max_ttl``: of a signed URL. ``versions``: conditions name a version, not an etag.
-    ``utf16_order``: listings are sorted by UTF-16 code units.
-    ``metadata_dash``: what stands for ``-`` in keys of metadata. ``refused``: characters that
-    names cannot have here.
-    """
-
-    provider: str
-    extra: str
-    remedies: Remedies
-    max_parts: int = 10_000
-    delete_batch: int = 1000
-    max_copy: int | None = None
-    max_ttl: timedelta = timedelta(days=7)
-    versions: bool = False
-    utf16_order: bool = False
-    metadata_dash: str = "-"
-    refused: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The stores of obstore for one bucket.
-
-    ``once`` repeats nothing; ``parts`` repeats single parts of uploads. ``endpoint`` is a
-    URL at which the service answers something, whatever it is.
-    """
-
-    obstore: Any
-    once: Any
-    parts: Any
-    endpoint: str
-    bucket: str
-    identity: str
-    parallel: int = 16
-    extras: dict[str, object] = field(default_factory=dict)
-
-
-def load_obstore(extra: str) -> Any:
-    """Return the module obstore; raises InvalidInput where it is not installed."""
-    try:
-        import obstore  # noqa: PLC0415 - an extra, and a large one
-        import obstore.exceptions  # noqa: PLC0415
-        import obstore.store  # noqa: PLC0415
-    except ImportError:
-        raise InvalidInput(
-            "the package obstore, which speaks to this cloud, is not installed",
-            operation="open store",
-            remedy=f"pip install 'bootstream[{extra}]'",
-        ) from None
-    return obstore
-
-
-def client_options(endpoint: str | None, ca_file: str | None = None) -> dict[str, Any]:
-    """Return obstore's options of the HTTP client: limits on lack of progress, not on size."""
-    options: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT,
-        "read_timeout": PROGRESS_TIMEOUT,
-        "timeout": timedelta(days=1),  # of a whole transfer: none, which cannot be said
-        "default_content_type": "application/octet-stream",
-        "user_agent": "bootstream",
-    }
-    if endpoint is not None and endpoint.startswith("http://"):
-        options["allow_http"] = True
-    if ca_file is not None:
-        with open(ca_file, "rb") as file:
-            options["root_certificate"] = file.read()
-    return options
-
-
-def no_retries() -> dict[str, Any]:
-    """Return obstore's retry settings for everything but parts of uploads."""
-    return {"max_retries": 0, "retry_timeout": timedelta(0)}
-
-
-def part_retries() -> dict[str, Any]:
-    """Return obstore's retry settings for parts of uploads."""
-    return {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
 
 
 class BucketProvider:

@@ -240,14 +240,15 @@ class TestNanio(EtagOfContent, CloudConformance):
             assert content(provider, f"copy/{name}") == str(number).encode()
 
     def test_long_names(self, provider: StorageProvider) -> None:
-        """Those of a file work; others are an error of the server's, and nothing is there."""
+        """Those of a file work; of others it says nothing good, and keeps a part in a name."""
         fine = provider.open_object("d/" + "x" * 200)
         fine.put(b"long")
         assert content(provider, fine.path) == b"long"
         with pytest.raises(BootstreamError):
             provider.open_object("x" * 1024).put(b"")
         # It drops the connection afterwards, which the next request may find out.
-        assert paths(RetryStorageProvider(provider)) == [fine.path]
+        left = paths(RetryStorageProvider(provider))
+        assert [path for path in left if not path.startswith(".tmp.")] == [fine.path]
 
     def test_object_beside_its_folder(self, provider: StorageProvider) -> None:
         """Refused, and what is there stays."""
@@ -255,7 +256,7 @@ class TestNanio(EtagOfContent, CloudConformance):
             provider.open_object(first).put(b"first")
             with pytest.raises(BootstreamError):
                 provider.open_object(second).put(b"second")
-            assert content(provider, first) == b"first"
+            assert content(RetryStorageProvider(provider), first) == b"first"
 
     def test_prefixes_of_each_other(self, provider: StorageProvider) -> None:
         """``abc`` never touches ``abcd/…``."""

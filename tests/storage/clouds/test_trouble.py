@@ -25,7 +25,7 @@ from bootstream.errors import (
     Throttled,
     Unavailable,
 )
-from bootstream.storage import objectstore
+from bootstream.storage import objectstore_engine
 from bootstream.storage.aws import AWSBucketStorageProvider
 from bootstream.storage.retry import RetryPolicy, RetryStorageProvider
 from bootstream.testing.servers import Moto, RcloneS3
@@ -219,7 +219,7 @@ def test_large_reads_are_of_one_version(moto: Moto) -> None:
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up after a time without progress, which can be repeated."""
-    monkeypatch.setattr(objectstore, "PROGRESS_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(objectstore_engine, "PROGRESS_TIMEOUT", timedelta(seconds=0.3))
     go_on = threading.Event()
 
     def script(*_: object) -> Reply:
