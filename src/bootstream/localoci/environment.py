@@ -91,7 +91,7 @@ def variables(identity: Identity, place: Place, config: Path) -> dict[str, str]:
         # OCI's SDKs
         "OCI_CONFIG_FILE": str(config),
         "OCI_METADATA_BASE_URL": place.metadata_base_url,
-        "OCI_SDK_AUTH_CLIENT_REGION_URL": place.federation_endpoint,
+        "OCI_SDK_AUTH_CLIENT_REGION_URL": place.url,
         "OCI_RESOURCE_PRINCIPAL_VERSION": "2.2",
         "OCI_RESOURCE_PRINCIPAL_RPST": str(folder / "resource.token"),
         "OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM": str(folder / "resource.key"),

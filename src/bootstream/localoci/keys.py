@@ -364,7 +364,7 @@ def _fill(folder: Path, region: str, namespace: str, now: float) -> None:
         "intermediate.key": private_pem(intermediate.key),
         "cluster.pem": cluster.pem,
         "cluster.key": private_pem(cluster.key),
-        "user.key": private_pem(user_key),
+        "user.key": private_pem(user_key) + b"OCI_API_KEY\n",  # the label OCI's tools look for
         "service-account.token": secrets.token_urlsafe(32).encode(),
         "identity.json": json.dumps(_as_json(names), indent=2).encode() + b"\n",
     }

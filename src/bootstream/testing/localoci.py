@@ -171,7 +171,7 @@ class LocalOciServer:
                 raise ValueError(json.load(error)["message"]) from error
 
     def close(self) -> None:
-        """End the process as Ctrl-C does. Idempotent.
+        """End the process. Idempotent.
 
         Raises:
             RuntimeError: it ended with an error.
@@ -180,7 +180,7 @@ class LocalOciServer:
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
