@@ -142,5 +142,17 @@ def test_pages_of_versions(client: Client) -> None:
         page = "&page=" + quote(answer.headers["opc-next-page"])
     a, b, c = ([entry for entry in reversed(made) if entry[0] == name] for name in ("a", "b", "c"))
     assert found == a + b + c
+    for name in ("d/1", "d/2", "d/2", "e"):
+        client.ask("PUT", f"{LIST}/{name}", b"")
+    entries: list[str] = []
+    page = "&start=b"
+    while True:
+        answer = client.ask("GET", f"/n/local/b/b/objectversions?limit=1&delimiter=/{page}")
+        shown = answer.json()
+        entries += [item["name"] for item in shown["items"]] + shown["prefixes"]
+        if "opc-next-page" not in answer.headers:
+            break
+        page = "&page=" + quote(answer.headers["opc-next-page"])
+    assert entries == ["b", "c", "d/", "e"]
     bad = client.ask("GET", "/n/local/b/b/objectversions?page=%21")
     assert bad.status == 400

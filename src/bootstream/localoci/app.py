@@ -6,7 +6,6 @@ Differences from the service, on purpose or not yet done:
   private endpoints, re-encryption and customer keys (``opc-sse-*``) are not there: 404 or, for
   the headers, without effect. Lifecycle rules are kept and given back, and nothing acts on them.
 - A restored object can be read at once; there is no state ``Restoring``.
-- Versions are listed without a delimiter.
 - Writers of one object take turns, so ``ConcurrentObjectUpdate`` comes only of an upload that is
   committed twice at once, of a tier that is changed while the object is replaced, and of faults.
 - Counts and sizes of buckets are exact, where the service's are approximate.

@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Any
 
-from bootstream.localoci.errors import ApiError, invalid
+from bootstream.localoci.errors import invalid
 from bootstream.localoci.http import Response, json_response
 from bootstream.localoci.objects import summary
 from bootstream.localoci.service import timestamp
@@ -136,40 +136,67 @@ def list_object_versions(call: Call, bucket_name: str) -> Response:
     call.permit(bucket_name, None, "OBJECT_INSPECT")
     bucket = call.bucket(bucket_name)
     wanted = fields(call)
-    limit, parameters = call.limit(), call.parameters
-    if parameters.get("delimiter"):
-        raise ApiError(501, "NotImplemented", "versions are listed without a delimiter here")
-    prefix = parameters.get("prefix", "")
-    lowest = max(parameters.get("start", ""), prefix)
-    end = min((end for end in (parameters.get("end"), after_prefix(prefix)) if end), default=None)
+    page = _Versions(call, bucket)
     # What stands before the page: of the name ``seen`` all whose number is at least ``number``.
     seen, number = "", 1 << 62
-    if page := parameters.get("page"):
-        seen, number = _decode_page(page)
-    elif after := parameters.get("startAfter"):
+    if given := call.parameters.get("page"):
+        seen, number = _decode_page(given)
+    elif after := call.parameters.get("startAfter"):
         seen, number = after, -1
-    rows = call.service.database.rows(
-        f"SELECT {COLUMNS}, number FROM (SELECT bucket, {COLUMNS}, 1<<60 AS number FROM objects"  # noqa: S608 - constants
-        f" UNION ALL SELECT bucket, {COLUMNS}, number FROM versions)"
-        " WHERE bucket=? AND name>=? AND (? IS NULL OR name<?) AND NOT (name=? AND number>=?)"
-        " ORDER BY name, number DESC LIMIT ?",
-        *(bucket.id, max(lowest, seen), end, end, seen, number, limit + 1),
-    )
+    page.collect_versions(call.parameters.get("start", ""), seen, number)
     items = []
-    for row in rows[:limit]:
+    for row in page.rows:
         item = read_row(row)
-        entry = summary(call, item, wanted)
-        entry |= {
-            "versionId": item.version,
-            "isDeleteMarker": not item.file,
-            "timeModified": timestamp(item.modified),
-        }
-        items.append(entry)
-    headers = {}
-    if len(rows) > limit:
-        last = rows[limit - 1]
-        headers["opc-next-page"] = _encode_page(last["name"], last["number"])
-    return json_response({"items": items, "prefixes": []}, headers=headers)
+        items.append(
+            {
+                **summary(call, item, wanted),
+                "versionId": item.version,
+                "isDeleteMarker": not item.file,
+                "timeModified": timestamp(item.modified),
+            }
+        )
+    headers = {} if page.next is None else {"opc-next-page": page.next}
+    return json_response({"items": items, "prefixes": page.prefixes}, headers=headers)
+
+
+class _Versions(_Page):
+    """Collects a page of versions and prefixes."""
+
+    def collect_versions(self, start: str, seen: str, number: int) -> None:
+        """Fill the page from ``start``, behind a version that was given."""
+        lowest = max(start, self.prefix, seen)
+        while True:
+            rows = self._run_versions(lowest, seen, number)
+            for row in rows:
+                folded = self._folded(row["name"]) if self.delimiter else None
+                if len(self.rows) + len(self.prefixes) == self.limit:
+                    self.next = _encode_page(seen, number)
+                    return
+                if folded is None:
+                    self.rows.append(row)
+                    lowest = seen = row["name"]
+                    number = row["number"]
+                else:
+                    self.prefixes.append(folded)
+                    behind = after_prefix(folded)
+                    assert behind is not None, "it ends with the delimiter"
+                    lowest = seen = behind
+                    number = 1 << 62
+                    break
+            else:
+                if len(rows) < _RUN:
+                    return
+
+    def _run_versions(self, lowest: str, seen: str, number: int) -> list[sqlite3.Row]:
+        each = f"SELECT bucket, {COLUMNS}, {{}} AS number FROM {{}}"  # noqa: S608 - constants
+        both = f"{each.format('1<<60', 'objects')} UNION ALL {each.format('number', 'versions')}"
+        query = (
+            f"SELECT {COLUMNS}, number FROM ({both})"  # noqa: S608 - constants
+            " WHERE bucket=? AND name>=? AND (? IS NULL OR name<?) AND NOT (name=? AND number>=?)"
+            f" ORDER BY name, number DESC LIMIT {_RUN}"
+        )
+        values = (self._bucket.id, lowest, self.end, self.end, seen, number)
+        return self._database.rows(query, *values)
 
 
 def _encode_page(name: str, number: int) -> str:
