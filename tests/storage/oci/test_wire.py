@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import ipaddress
 import socket
 import ssl
@@ -17,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.storage.oci.helpers import KEY, StubPrincipal, reply
+from tests.storage.oci.helpers import KEY, ScriptedServer, StubPrincipal, provider_for, reply
+from tests.storage.oci.memorybucket import MemoryBucket
 
 from bootstream.errors import Unavailable
 from bootstream.storage.oci import OCIBucketStorageProvider
@@ -140,6 +142,28 @@ def test_body_that_ends_early_says_how_much_there_is() -> None:
         assert bytes(view[:3]) == b"abc"
 
 
+def test_trickling_body() -> None:
+    """A peer that sends a byte now and then makes no progress that counts."""
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.wait(0.01):
+                theirs.sendall(b"x")
+
+    sender = threading.Thread(target=trickle)
+    sender.start()
+    connection = Connection(ours, TimeLimits(1, 1, 0.2))
+    with pytest.raises(WireError, match="trickles") as raised:
+        connection.receive_into(memoryview(bytearray(100_000)))
+    stop.set()
+    sender.join()
+    connection.close()
+    theirs.close()
+    assert raised.value.received > 0
+
+
 @settings(max_examples=200)
 @given(st.integers(100, 599), st.binary(max_size=100), st.booleans())
 def test_every_refusal_is_an_error_of_ours(status: int, body: bytes, there: bool) -> None:
@@ -252,6 +276,16 @@ def test_tls(certificate: Path) -> None:
                 assert not raised.value.transient
             provider.close()
             server.join()
+
+
+def test_forgotten_provider_leaves_nothing_open() -> None:
+    """Whoever does not close it is not warned of open sockets, as there are none."""
+    with ScriptedServer(MemoryBucket()) as server:
+        provider = provider_for(server)
+        provider.open_object("a").put(b"x")
+        del provider
+        gc.collect()
+        assert server.connections == 1
 
 
 def test_idle_connections_are_bounded_and_closed() -> None:

@@ -6,7 +6,9 @@ What is repeated here, and nowhere else:
   sending it twice does no harm;
 - a request that got 401, once, with credentials that were refreshed and a date of now;
 - a request that got 404 ``BucketNotFound``, which the service sometimes says of a bucket
-  that is there: once, and once more if the bucket can be seen.
+  that is there: once, and once more if the bucket can be seen;
+- a request that got 409 ``ConcurrentObjectUpdate``, some times: it says that nothing was
+  written, so even a conditional write may be sent again after it.
 
 All other repeating is the retry wrapper's, and that of ``upload`` (parts) and ``download``
 (the rest of a body), as only they know what is already there.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import ssl
 import threading
 import time
@@ -43,6 +46,7 @@ _MAX_REFUSAL = 64 << 10
 _SIGNATURE_SECONDS = 20.0
 _KEPT_HEADS = 2048
 _STRAY_WAITS = (0.05, 0.25)
+_CONTENDED_ATTEMPTS = 4
 
 
 class Unsuitable(Exception):
@@ -193,7 +197,7 @@ class Client:
     def exchange(self, request: Request, receive: Receiver[T]) -> T:
         """Send a request; return what ``receive`` makes of its success, raise any failure."""
         renewed = False
-        strays = 0
+        strays = contended = 0
         while True:
             credentials, head = self._render(request)
             outcome = self._once(request, head, receive)
@@ -204,6 +208,11 @@ class Client:
                 self._heads.pop((request.method, request.target), None)
                 self.principal.refresh(credentials)
                 continue
+            if outcome.status == 409 and outcome.code == "ConcurrentObjectUpdate":
+                contended += 1
+                if contended < _CONTENDED_ATTEMPTS:
+                    self._sleep(random.uniform(0, 0.05 * 2**contended))  # noqa: S311 - jitter
+                    continue
             there = False
             if outcome.status == 404 and outcome.code == "BucketNotFound":
                 there = strays > 0 and self._bucket_is_there(request)

@@ -34,6 +34,7 @@ SPLIT = 12 << 20  # a single read from this size on is worth several requests
 _WINDOW = 10  # pieces in memory at once
 _ATTEMPTS = 5
 _VERSIONS = 3
+_LONGEST_WAIT = 30.0
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})\Z")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})\Z")
 
@@ -227,7 +228,8 @@ def fetch_resuming(
             if failed >= _ATTEMPTS:
                 error.add_note(f"given up after {failed} attempts")
                 raise
-            sleep(random.uniform(0, 0.1 * 2**failed) + (error.retry_after or 0.0))  # noqa: S311 - jitter
+            jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
+            sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
         else:
             md5 = None if done else piece.md5
             return Piece(done + piece.count, piece.total, etag or piece.etag, md5)

@@ -40,10 +40,6 @@ class Interrupted(Unavailable):
     etag: str = ""
 
 
-class Contended(Unavailable):
-    """Others write the same object at this moment; nothing was changed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where and as whom requests go, for messages and remedies."""
@@ -214,7 +210,7 @@ def _conflict(refusal: Refusal) -> BootstreamError:
             remedy="oci os object restore --bucket-name <bucket> --name <object>, and wait",
         )
     if code == "ConcurrentObjectUpdate":
-        return Contended("others are writing it at this moment")
+        return Unavailable("others are writing it at this moment")
     if code == "IncorrectState":
         return Unavailable(f"it is in a state that passes: {_said(refusal)}")
     return InvalidInput(f"the storage refuses the request: {_said(refusal)}")

@@ -9,8 +9,9 @@ A part that fails is sent again here, some times, because no other layer has its
 the upload fails, it is aborted after the last part has come to rest, since a part that
 arrives after the abort would stay.
 
-Memory is bounded: parts share a budget, whatever the size. An object has 10,000 parts at
-most, so parts of a large file are larger, and those of a stream of unknown length grow.
+Memory is bounded: parts share a budget. An object has 10,000 parts at most, so parts of a
+file beyond 40 GB are larger, and those of a stream of unknown length grow; a few of those
+are held whatever the budget, as one alone would wait for each round trip.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.oci.client import Answer, Client, Request, metadata_lines
-from bootstream.storage.oci.failures import Contended
 from bootstream.storage.oci.sources import Buffer, FileReader, Reader, StreamReader
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import Source
@@ -50,10 +50,10 @@ MAX_PARTS = 10_000
 MAX_OBJECT = 10 << 40
 PART = 4 << 20  # and so much is sent by one PutObject
 PARALLEL_SAFE = 64
-_BUDGET = 40 << 20  # bytes of parts in memory
+_BUDGET = 40 << 20  # bytes of parts in memory, but for
+_AT_LEAST, _LARGE_PART = 3, 128 << 20  # so many parts, as long as none is larger than that
 _GROW_EVERY = 800  # parts of one size, in a stream of unknown length
 _ATTEMPTS = 5
-_CONCURRENT_ATTEMPTS = 4
 _ROUND = 1 << 20
 _LONGEST_WAIT = 30.0
 
@@ -72,9 +72,8 @@ class Part:
 def put_bytes(client: Client, request: Request, data: memoryview, *, conditional: bool) -> str:
     """PUT ``data`` as a whole object; return its etag.
 
-    409 ``ConcurrentObjectUpdate`` says that nothing was written, so also a conditional
-    write may be sent again after it. A conditional one is never sent twice otherwise: the
-    second would be refused because of the first.
+    A conditional write is not sent again on a fresh connection: the second might be refused
+    because of the first.
     """
     sha256 = hashlib.sha256(data).digest()
     request = replace(
@@ -83,16 +82,7 @@ def put_bytes(client: Client, request: Request, data: memoryview, *, conditional
         body=data,
         replay=not conditional,
     )
-    for attempt in range(1, _CONCURRENT_ATTEMPTS + 1):
-        try:
-            answer = client.call(request)
-        except Contended:
-            if attempt == _CONCURRENT_ATTEMPTS:
-                raise
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - jitter
-        else:
-            return check_answer(request, answer, data, sha256)
-    raise AssertionError("the last attempt returns or raises")
+    return check_answer(request, client.call(request), data, sha256)
 
 
 def part_bytes(number: int, size: int | None, least: int) -> int:
@@ -266,6 +256,8 @@ class Uploader:
             )
 
     def _full(self, running: deque[tuple[Future[Part], Buffer]], wanted: int) -> bool:
+        if len(running) < min(self._parallel, _AT_LEAST) and wanted <= _LARGE_PART:
+            return False
         held = sum(buffer.size for _, buffer in running)
         return len(running) >= self._parallel or held + wanted > _BUDGET
 
