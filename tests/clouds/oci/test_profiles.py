@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstream.clouds.oci import Credentials, open_principal
+from bootstream.clouds.oci import Credentials, files, open_principal
 from bootstream.clouds.oci.files import FileCredentials
 from bootstream.clouds.oci.keyed import ApiKeyPrincipal
 from bootstream.clouds.oci.keys import fingerprint, read_file
@@ -360,6 +361,41 @@ def test_token_and_key_of_two_sessions(home: Path) -> None:
     assert principal.refresh(first) is not first
 
 
+def test_pairs_stay_pairs_while_files_are_replaced(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that look all the time never get the token of one session and the key of another."""
+    monkeypatch.setattr(files, "_EVERY", 0.0)
+    write_session(home, KEY, token(KEY))
+    principal = opened(home, "session")
+    stop = threading.Event()
+    wrong: list[str] = []
+    seen: set[str] = set()
+
+    def read() -> None:
+        while not stop.is_set():
+            credentials = principal.credentials()
+            seen.add(credentials.key_id)
+            if not parse_token(credentials.key_id).fits(credentials.private_key):
+                wrong.append(credentials.key_id)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for number in range(6):
+        key = OTHER if number % 2 == 0 else KEY
+        text = token(key, number=number)
+        write_session(home, key, text)
+        end = time.monotonic() + 5
+        while f"ST${text}" not in seen and time.monotonic() < end:
+            stop.wait(0.001)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert len(seen) == 7
+
+
 def test_named_kinds_need_their_values(home: Path) -> None:
     """OCI_CLI_AUTH decides, whatever the profile has."""
     write_session(home, KEY, token(KEY))
@@ -393,18 +429,19 @@ class Files:
 
 def test_changes_are_noticed_within_a_second(tmp_path: Path) -> None:
     """Nothing is read while nothing changes; what changed is there one second later."""
-    files = Files(tmp_path / "t")
-    first = files.source.credentials()
+    world = Files(tmp_path / "t")
+    first = world.source.credentials()
     for _ in range(5):
-        files.now += 2
-        assert files.source.credentials() is first
-    assert files.loads == 1
-    files.path.write_text(token(n="other"))
-    files.now += 1.1
-    assert files.source.credentials() is not first
-    files.path.unlink()
-    files.now += 1.1
-    assert files.source.credentials().expires
+        world.now += 2
+        assert world.source.credentials() is first
+    assert world.loads == 1
+    world.path.write_text(token(n="other"))
+    world.now += 1.1
+    second = world.source.credentials()
+    assert second is not first
+    world.path.unlink()
+    world.now += 1.1
+    assert world.source.credentials() is second
 
 
 def resource(tmp_path: Path, **changes: str) -> dict[str, str]:
