@@ -206,7 +206,7 @@ def test_batch_delete(client: Client) -> None:
     assert client.ask("POST", A + "batchDeleteObjects", skipped).json()["deleted"] is None
 
 
-def test_archive(client: Client, clock: Clock) -> None:
+def test_archive(client: Client, clock: Clock, open_server: LocalOci) -> None:
     """An archived object is not read before it is restored, nor after that has ended."""
     client.ask("PUT", O + "k", b"cold", storage_tier="Archive")
     refused = client.ask("GET", O + "k")
@@ -221,6 +221,13 @@ def test_archive(client: Client, clock: Clock) -> None:
     assert listed["objects"][0]["archivalState"] == "Restored"
     clock.now += 7201
     assert client.ask("GET", O + "k").status == 409
+    open_server.application.service.restore_seconds = 60
+    assert client.ask("POST", A + "restoreObjects", restore).status == 202
+    assert client.ask("HEAD", O + "k").headers["archival-state"] == "Restoring"
+    assert client.ask("GET", O + "k").code == "NotRestored"
+    clock.now += 61
+    assert client.ask("GET", O + "k").body == b"cold"
+    assert client.ask("POST", A + "restoreObjects", restore).status == 200
     client.ask("PUT", O + "warm", b"x")
     assert client.ask("POST", A + "restoreObjects", {"objectName": "warm"}).status == 409
     change = {"objectName": "warm", "storageTier": "InfrequentAccess"}

@@ -167,10 +167,11 @@ def restore_objects(call: Call, bucket_name: str) -> Response:
     item = call.service.store.get(bucket, name)
     if item.tier != "Archive":
         raise ApiError(409, "NotArchived", f"The object '{name}' is not archived")
-    until = call.service.clock() + hours * 3600
-    restored = archival_state(call, item)[0] == "Restored"
-    _update(call, bucket, replace(item, restored=until))
-    return Response(200 if restored else 202)
+    state, now = archival_state(call, item)[0], call.service.clock()
+    ready = now + call.service.restore_seconds if state == "Archived" else item.ready
+    until = max(now, ready) + hours * 3600
+    _update(call, bucket, replace(item, ready=ready, restored=until))
+    return Response(200 if state == "Restored" else 202)
 
 
 def update_tier(call: Call, bucket_name: str) -> Response:
@@ -189,8 +190,8 @@ def update_tier(call: Call, bucket_name: str) -> Response:
 def _update(call: Call, bucket: Bucket, item: StoredObject) -> None:
     with call.service.database.write() as rows:
         changed = rows.execute(
-            "UPDATE objects SET tier=?, restored=? WHERE bucket=? AND name=? AND etag=?",
-            (item.tier, item.restored, bucket.id, item.name, item.etag),
+            "UPDATE objects SET tier=?, ready=?, restored=? WHERE bucket=? AND name=? AND etag=?",
+            (item.tier, item.ready, item.restored, bucket.id, item.name, item.etag),
         )
         if not changed.rowcount:
             raise ApiError(409, "ConcurrentObjectUpdate", "The object was replaced meanwhile")

@@ -5,7 +5,7 @@ Differences from the service, on purpose or not yet done:
 - One namespace, one region. A copy goes to the same region; replication, retention rules,
   private endpoints, re-encryption and customer keys (``opc-sse-*``) are not there: 404 or, for
   the headers, without effect. Lifecycle rules are kept and given back, and nothing acts on them.
-- A restored object can be read at once; there is no state ``Restoring``.
+- A restoration takes ``restore_seconds``, where the service takes an hour.
 - Writers of one object take turns, so ``ConcurrentObjectUpdate`` comes only of an upload that is
   committed twice at once, of a tier that is changed while the object is replaced, and of faults.
 - Counts and sizes of buckets are exact, where the service's are approximate.
@@ -102,6 +102,7 @@ class Application:
         region: the region's identifier.
         limits: sizes at which requests are refused.
         work_delay: seconds that each step of a work request takes.
+        restore_seconds: how long an archived object is ``Restoring``.
 
     Raises:
         Conflict: another server has the folder.
@@ -120,6 +121,7 @@ class Application:
         region: str = "us-ashburn-1",
         limits: Limits | None = None,
         work_delay: float = 0.0,
+        restore_seconds: float = 0.0,
     ) -> None:
         self._authenticate = authenticate
         self._faults = faults or NoFaults()
@@ -136,6 +138,7 @@ class Application:
             policies or AllowAll(),
             clock,
             limits or Limits(),
+            restore_seconds,
         )
 
     def close(self) -> None:

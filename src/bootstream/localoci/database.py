@@ -43,14 +43,15 @@ CREATE TABLE objects (
     bucket INTEGER NOT NULL REFERENCES buckets, name TEXT NOT NULL,
     etag TEXT NOT NULL, version TEXT NOT NULL, file TEXT NOT NULL, size INTEGER NOT NULL,
     md5 TEXT, created REAL NOT NULL, modified REAL NOT NULL, tier TEXT NOT NULL,
-    restored REAL NOT NULL DEFAULT 0, headers TEXT NOT NULL,
+    ready REAL NOT NULL DEFAULT 0, restored REAL NOT NULL DEFAULT 0, headers TEXT NOT NULL,
     PRIMARY KEY (bucket, name)
 ) WITHOUT ROWID;
 CREATE TABLE versions (
     bucket INTEGER NOT NULL REFERENCES buckets, name TEXT NOT NULL,
     etag TEXT NOT NULL, version TEXT NOT NULL, file TEXT NOT NULL, size INTEGER NOT NULL,
     md5 TEXT, created REAL NOT NULL, modified REAL NOT NULL, tier TEXT NOT NULL,
-    restored REAL NOT NULL DEFAULT 0, headers TEXT NOT NULL, number INTEGER PRIMARY KEY
+    ready REAL NOT NULL DEFAULT 0, restored REAL NOT NULL DEFAULT 0, headers TEXT NOT NULL,
+    number INTEGER PRIMARY KEY
 );
 CREATE INDEX versions_by_name ON versions (bucket, name, number);
 CREATE TABLE uploads (

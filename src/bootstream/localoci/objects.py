@@ -177,8 +177,11 @@ def object_headers(call: Call, item: StoredObject) -> dict[str, str]:
 
 def archival_state(call: Call, item: StoredObject) -> tuple[str, float | None]:
     """An archived object's state, and until when it is restored."""
-    if item.restored <= call.service.clock():
+    now = call.service.clock()
+    if item.restored <= now:
         return "Archived", None
+    if item.ready > now:
+        return "Restoring", None
     return "Restored", item.restored
 
 

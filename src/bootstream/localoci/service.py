@@ -58,6 +58,7 @@ class Service:
     policies: Policies
     clock: Callable[[], float]
     limits: Limits = field(default_factory=Limits)
+    restore_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bootstream.localoci.database import Database
     from bootstream.localoci.http import Body
 
-COLUMNS = "name, etag, version, file, size, md5, created, modified, tier, restored, headers"
+COLUMNS = "name, etag, version, file, size, md5, created, modified, tier, ready, restored, headers"
 _BUFFER = 256 << 10  # bytes of a body that are taken at a time
 
 
@@ -53,8 +53,8 @@ class StoredObject:
     """A version of an object. Times are in seconds of the epoch.
 
     ``headers`` are what answers repeat: content headers, ``opc-meta-*``, checksums. ``md5`` is
-    None for what was assembled of parts. ``restored`` is until when an archived object can be
-    read. A delete marker has no file.
+    None for what was assembled of parts. An archived object can be read from ``ready`` until
+    ``restored``. A delete marker has no file.
     """
 
     name: str
@@ -66,6 +66,7 @@ class StoredObject:
     created: float
     modified: float
     tier: str
+    ready: float
     restored: float
     headers: Mapping[str, str]
 
@@ -73,7 +74,7 @@ class StoredObject:
         """In the order of ``COLUMNS``."""
         return (
             self.name, self.etag, self.version, self.file, self.size, self.md5, self.created,
-            self.modified, self.tier, self.restored, json.dumps(dict(self.headers)),
+            self.modified, self.tier, self.ready, self.restored, json.dumps(dict(self.headers)),
         )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ class Store:
         """
         now = self.clock()
         new = StoredObject(
-            name, str(uuid.uuid4()), str(uuid.uuid4()), file, size, md5, now, now, tier, 0.0,
+            name, str(uuid.uuid4()), str(uuid.uuid4()), file, size, md5, now, now, tier, 0.0, 0.0,
             dict(headers),
         )  # fmt: skip
         dropped: list[str] = []
@@ -292,7 +293,7 @@ class Store:
     ) -> None:
         """Add a row, within a transaction."""
         rows.execute(
-            f"INSERT INTO {table} (bucket, {COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            f"INSERT INTO {table} (bucket, {COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (bucket.id, *item.values()),
         )
 
@@ -307,7 +308,18 @@ class Store:
     def _mark(self, rows: sqlite3.Connection, bucket: Bucket, name: str) -> StoredObject:
         now = self.clock()
         marker = StoredObject(
-            name, str(uuid.uuid4()), str(uuid.uuid4()), "", 0, None, now, now, "Standard", 0.0, {}
+            name,
+            str(uuid.uuid4()),
+            str(uuid.uuid4()),
+            "",
+            0,
+            None,
+            now,
+            now,
+            "Standard",
+            0.0,
+            0.0,
+            {},
         )
         self.insert(rows, bucket, marker, "versions")
         return marker
@@ -351,8 +363,8 @@ class Store:
 def read_row(row: sqlite3.Row) -> StoredObject:
     """The object that a row of ``COLUMNS`` is."""
     values = list(row)
-    values[10] = json.loads(values[10])
-    return StoredObject(*values[:11])
+    values[11] = json.loads(values[11])
+    return StoredObject(*values[:12])
 
 
 def _bound(size: int, limit: int) -> None:
