@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bootstream.errors import InvalidInput
 from bootstream.localoci.app import Application
@@ -34,7 +35,10 @@ from bootstream.localoci.tokens import Tokens
 from bootstream.localoci.workload import WorkloadServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+
+T = TypeVar("T")
 
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,256}")
 _LONGEST_RENEWAL = 600.0  # seconds between two looks at the tokens' files
@@ -109,27 +113,42 @@ class LocalCloud:
         )
         self._ended = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
-        self._workload: WorkloadServer | None = None
+        self._servers = ExitStack()
+        self._servers.callback(self._application.close)
         try:
-            self._server = HttpServer(services.around(self._application.handle), port=plan.port)
+            self._workload: WorkloadServer | None = None
             if plan.workload_port is not None:
-                self._workload = WorkloadServer(self.federation, self.identity, plan.workload_port)
+                self._workload = self._listen(plan.workload_port, self._listen_to_pods)
+                self._servers.callback(self._workload.close)
+            handler = services.around(self._application.handle)
+            self._server = self._listen(plan.port, lambda port: HttpServer(handler, port=port))
+            self._servers.callback(self._server.close)
+            self.place = Place(
+                self._server.url, plan.bucket, self._workload.port if self._workload else None
+            )
+            self.config = write_config(self.identity)
+            write_tokens(self.identity, self.federation)
+            self._application.ensure_bucket(
+                plan.bucket, self.identity.names.compartment, self.identity.user.ocid
+            )
+        except BaseException:
+            self._servers.close()
+            raise
+
+    def _listen_to_pods(self, port: int) -> WorkloadServer:
+        return WorkloadServer(self.federation, self.identity, port)
+
+    @staticmethod
+    def _listen(port: int, make: Callable[[int], T]) -> T:
+        try:
+            return make(port)
         except OSError as error:
-            self._application.close()
             raise InvalidInput(
                 f"the port cannot be taken ({error.strerror})",
                 operation="listen on",
-                object=f"127.0.0.1:{plan.port}",
+                object=f"127.0.0.1:{port}",
                 remedy="choose another one, or 0 for a free one",
             ) from error
-        self.place = Place(
-            self._server.url, plan.bucket, self._workload.port if self._workload else None
-        )
-        self.config = write_config(self.identity)
-        write_tokens(self.identity, self.federation)
-        self._application.ensure_bucket(
-            plan.bucket, self.identity.names.compartment, self.identity.user.ocid
-        )
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point programs here."""
@@ -166,9 +185,6 @@ class LocalCloud:
     def close(self) -> None:
         """End: no more answers, nothing left open. Idempotent."""
         self._ended.set()
-        self._server.close()
-        if self._workload is not None:
-            self._workload.close()
         if self._renewal.is_alive():
             self._renewal.join()
-        self._application.close()
+        self._servers.close()  # the ports first, then what answers them

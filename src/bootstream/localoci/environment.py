@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bootstream.errors import InvalidInput
 from bootstream.localoci.keys import fingerprint, write_secret
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def write_environment(path: Path, values: Mapping[str, str]) -> None:
     """Write a file for ``sh`` that exports variables, readable by its owner only.
 
     Raises:
-        OSError: it cannot be written.
+        InvalidInput: it cannot be written.
     """
     head = _HEAD.format(
         path=shlex.quote(str(path.absolute())),
@@ -138,4 +139,12 @@ def write_environment(path: Path, values: Mapping[str, str]) -> None:
         bucket=values["TEMPLATE_BUCKET_NAME"],
     )
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in values.items()]
-    write_secret(path.absolute(), (head + "".join(lines)).encode())
+    try:
+        write_secret(path.absolute(), (head + "".join(lines)).encode())
+    except OSError as error:
+        raise InvalidInput(
+            f"the file cannot be written ({error.strerror})",
+            operation="write",
+            object=str(path),
+            remedy="name a file in a folder that exists and is yours",
+        ) from error
