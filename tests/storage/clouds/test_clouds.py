@@ -81,11 +81,11 @@ def over_s3(server: Moto | Nanio, bucket: str) -> AWSBucketStorageProvider:
 
 
 class TestMoto(EtagOfContent, CloudConformance):
-    """S3 by moto."""
+    """S3 by moto, under the retry wrapper: it answers some requests at once with 500."""
 
     @pytest.fixture
     def provider(self, moto: Moto) -> StorageProvider:
-        return over_s3(moto, moto.create_bucket(fresh()))
+        return RetryStorageProvider(over_s3(moto, moto.create_bucket(fresh())))
 
     @pytest.fixture
     def lost(self, moto: Moto) -> StorageProvider:
