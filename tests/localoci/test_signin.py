@@ -191,6 +191,14 @@ def test_tokens_in_files_are_replaced(tmp_path: Path) -> None:
         assert path.read_text() != first
 
 
+def test_another_lifetime_counts_for_files_too(server: LocalOciServer) -> None:
+    """A token in a file that would outlive it is replaced."""
+    path = Path(server.variables["OCI_RESOURCE_PRINCIPAL_RPST"])
+    server.set_token_lifetime(5000)
+    claims = json.loads(_decode(path.read_text().split(".")[1]))
+    assert 4990 < claims["exp"] - time.time() < 5010
+
+
 def test_workload_identity(server: LocalOciServer) -> None:
     """A pod shows its service account's token, over TLS, and signs with what it gets."""
     path = Path(server.variables["OCI_KUBERNETES_SERVICE_ACCOUNT_TOKEN_PATH"])

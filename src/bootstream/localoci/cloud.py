@@ -7,6 +7,7 @@ proofs of their own; then the object storage, which signs callers in and asks th
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from bootstream.localoci.workload import WorkloadServer
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -102,6 +105,7 @@ class LocalCloud:
             policies=self.policies,
             faults=self.faults,
             clock=clock,
+            lifetime_changed=self._lifetime_changed,
         )
         self._application = Application(
             plan.data,
@@ -111,7 +115,8 @@ class LocalCloud:
             namespace=self.identity.names.namespace,
             region=self.identity.names.region,
         )
-        self._ended = threading.Event()
+        self._ended = False
+        self._woken = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
         self._servers = ExitStack()
         self._servers.callback(self._application.close)
@@ -167,8 +172,22 @@ class LocalCloud:
 
     def _renew(self) -> None:
         """Replace the tokens in files at half of their lives, as the cloud's agents do."""
-        while not self._ended.wait(min(_LONGEST_RENEWAL, max(0.2, self._tokens.lifetime / 2))):
+        while not self._ended:
+            self._woken.wait(min(_LONGEST_RENEWAL, max(0.2, self._tokens.lifetime / 2)))
+            self._woken.clear()
+            if not self._ended:
+                self._write_tokens()
+
+    def _write_tokens(self) -> None:
+        try:
             write_tokens(self.identity, self.federation)
+        except OSError as error:
+            log.warning("tokens: %s", error)
+
+    def _lifetime_changed(self) -> None:
+        """Replace the tokens in files at once, and go by the new lifetime from now on."""
+        self._write_tokens()
+        self._woken.set()
 
     def __enter__(self) -> LocalCloud:
         self.start()
@@ -184,7 +203,8 @@ class LocalCloud:
 
     def close(self) -> None:
         """End: no more answers, nothing left open. Idempotent."""
-        self._ended.set()
+        self._ended = True
+        self._woken.set()
         if self._renewal.is_alive():
             self._renewal.join()
         self._servers.close()  # the ports first, then what answers them

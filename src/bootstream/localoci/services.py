@@ -60,6 +60,7 @@ class Services:
         policies: what may be done.
         faults: what goes wrong.
         clock: the time that all of them go by.
+        lifetime_changed: called when tokens have another lifetime.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Services:
         policies: PolicyFile,
         faults: Faults,
         clock: Clock,
+        lifetime_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._tokens = tokens
@@ -80,6 +82,7 @@ class Services:
         self._policies = policies
         self._faults = faults
         self._clock = clock
+        self._lifetime_changed = lifetime_changed
         self._lock = threading.Lock()
         self._counts: collections.Counter[str] = collections.Counter()
 
@@ -166,6 +169,7 @@ class Services:
     def _administer_tokens(self, request: Request, _rest: str) -> Any:
         if request.method == "PUT":
             self._tokens.lifetime = _number(request, "lifetime", 0)
+            self._lifetime_changed()
         return {"lifetime": self._tokens.lifetime}
 
     def _rotate(self, request: Request, _rest: str) -> Any:
