@@ -452,9 +452,9 @@ def prepare(folder: Path, size: int, count: int) -> Path:
 def main() -> None:
     """Compare, or be one of the compared."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--large", default="256M", help="size of the large file")
-    parser.add_argument("--count", type=int, default=256, help="objects of 1 MiB")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each reading case")
+    parser.add_argument("--large", default="128M", help="size of the large file")
+    parser.add_argument("--count", type=int, default=128, help="objects of 1 MiB")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of each reading case")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=["oci", "s3"])
     parser.add_argument("--folder", type=Path, help="where files and servers live, for a while")
