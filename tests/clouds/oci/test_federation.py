@@ -480,6 +480,7 @@ def test_no_metadata_service_at_all() -> None:
     """Unavailable, soon, with a word about where instance principals exist."""
     with pytest.raises(Unavailable) as caught:
         InstancePrincipal("http://127.0.0.1:9", patience=0.2)
+    assert "refused" in str(caught.value)
     assert "instances of OCI" in str(caught.value.remedy)
 
 
@@ -554,9 +555,9 @@ def test_opened_by_name_and_last_of_all(cloud: Cloud, tmp_path: Path) -> None:
 
 
 def test_a_broken_default_profile_is_passed_over_a_named_one_is_not(
-    cloud: Cloud, tmp_path: Path
+    cloud: Cloud, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody who named a profile acts as the instance instead."""
+    """Nobody who named a profile acts as the instance instead; who did not is warned."""
     (tmp_path / ".oci").mkdir()
     (tmp_path / ".oci" / "config").write_text("[DEFAULT]\nuser=a\n[p]\n")
     environ = {"HOME": str(tmp_path)}
@@ -570,6 +571,7 @@ def test_a_broken_default_profile_is_passed_over_a_named_one_is_not(
         ).name
 
     assert opened(environ) == "instance_principal"
+    assert "fingerprint are missing; signing as instance_principal" in caplog.text
     attempts: list[Callable[[], str]] = [
         lambda: opened(environ, profile="p"),
         lambda: opened(environ | {"OCI_CLI_PROFILE": "p"}),

@@ -67,7 +67,7 @@ class _Opener:
         return InstancePrincipal(
             self.metadata_base_url,
             self.federation_endpoint,
-            probing=probing and self.metadata_base_url is None,
+            probing=probing,
             ca_file=self.ca_file,
         )
 
@@ -137,6 +137,7 @@ def open_principal(
     path, named = find_config_file(config_file, environ)
     named = named or bool(profile or environ.get("OCI_CLI_PROFILE"))
     tried: list[str] = []
+    unusable: list[str] = []
     steps: tuple[tuple[str, Callable[[], Principal | None]], ...] = (
         (
             "resource principal",
@@ -161,9 +162,11 @@ def open_principal(
                 raise
             tried.append(f"{kind}: {error}" + (f" ({error.remedy})" if error.remedy else ""))
             if kind != "configuration file" or path.exists():
-                _LOG.warning("%s cannot be used: %s", kind, error)
+                unusable.append(f"{kind} cannot be used: {error}")
         else:
             if principal is not None:
+                for problem in unusable:
+                    _LOG.warning("%s; signing as %s", problem, principal.name)
                 return principal
             tried.append(f"{kind}: not in the environment")
     raise PermissionDenied(

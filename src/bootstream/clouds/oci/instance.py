@@ -66,7 +66,7 @@ class InstancePrincipal:
             the two known addresses, IPv4 first.
         endpoint: full URL of the federation service; None takes the region's.
         patience: seconds to keep trying while nobody answers.
-        probing: give up at once where the metadata service cannot even be connected to.
+        probing: whether there is a metadata service is the question: give up after 3 seconds.
         ca_file: authorities to trust for the federation service.
 
     Raises:

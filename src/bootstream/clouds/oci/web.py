@@ -89,10 +89,11 @@ def request(
 
 def _reason(error: Exception) -> str:
     """A short cause: urllib3's own words hold object addresses."""
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "connecting took too long"
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "it took too long"
+    if not isinstance(error, urllib3.exceptions.NewConnectionError):  # which is a timeout, too
+        if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+            return "connecting took too long"
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            return "it took too long"
     cause = error.__cause__ or error
     return getattr(cause, "strerror", None) or type(cause).__name__
 
