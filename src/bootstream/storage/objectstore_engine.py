@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from bootstream.errors import InvalidInput
@@ -84,8 +85,15 @@ def client_options(endpoint: str | None, ca_file: str | None = None) -> dict[str
     if endpoint is not None and endpoint.startswith("http://"):
         options["allow_http"] = True
     if ca_file is not None:
-        with open(ca_file, "rb") as file:
-            options["root_certificate"] = file.read()
+        try:
+            options["root_certificate"] = Path(ca_file).read_bytes()
+        except OSError as error:
+            raise InvalidInput(
+                f"the certificates cannot be read: {(error.strerror or str(error)).lower()}",
+                operation="open store",
+                object=ca_file,
+                remedy="point BOOTSTREAM_STORAGE_CA_FILE at a file in PEM",
+            ) from error
     return options
 
 

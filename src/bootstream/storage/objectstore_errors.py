@@ -27,8 +27,15 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*([^<]{1,100}?)\s*</Code>")
 _MESSAGE = re.compile(r"<Message>\s*([^<]{1,500}?)\s*</Message>")
 _REQUEST_ID = re.compile(r"<RequestId>\s*([^<\s]{1,100})\s*</RequestId>|RequestId:([\w-]{1,100})")
+_PATH = re.compile(r'Path "([^"]*)"')
 _BULK_CODE = re.compile(r"\(code: (\w{1,100})\)")
 _URL = re.compile(r"(https?://)[^\s?]*(\?\S*)?")
+
+_BAD_NAME = (
+    "delete the object with the cloud's own tools, or keep other things' objects out of "
+    "TEMPLATE_BUCKET_PREFIX"
+)
+_CERTIFICATE = "name the authority that signed it, a file in PEM, in BOOTSTREAM_STORAGE_CA_FILE"
 
 _NO_BUCKET = frozenset(
     {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled"}
@@ -55,7 +62,10 @@ class Remedies:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of a failed request. ``status`` 0: there was no answer."""
+    """What is known of a failed request.
+
+    ``status`` 0: there was no answer. ``detail``: why there was none, in lower case.
+    """
 
     kind: str
     text: str
@@ -63,6 +73,7 @@ class Answer:
     code: str
     message: str
     request_id: str | None
+    detail: str = ""
 
     @property
     def no_bucket(self) -> bool:
@@ -102,7 +113,7 @@ class Answer:
 
 def parse(error: BaseException) -> Answer:
     """Take apart what obstore raised."""
-    text = str(error).partition("\n\nDebug source")[0]
+    text, _, detail = str(error).partition("\n\nDebug source")
     code = _CODE.search(text) or _BULK_CODE.search(text)
     message = _MESSAGE.search(text)
     status = _STATUS.search(text)
@@ -114,6 +125,7 @@ def parse(error: BaseException) -> Answer:
         code[1] if code else "",
         message[1].partition("\n")[0].strip() if message else "",
         (request_id[1] or request_id[2]) if request_id else None,
+        "" if status else detail.lower(),
     )
 
 
@@ -143,6 +155,10 @@ _Verdict = tuple[type[BootstreamError], str, str | None, bool | None]
 def _judge(answer: Answer, remedies: Remedies) -> _Verdict:
     status, code, text = answer.status, answer.code, answer.text
     said = _said(answer)
+    if answer.kind == "InvalidPathError":
+        return InvalidInput, _bad_name(text), _BAD_NAME, None
+    if "certificate" in answer.detail:
+        return Unavailable, "its certificate is not trusted", _CERTIFICATE, False
     if answer.no_bucket:
         return BucketNotFound, "this bucket does not exist", remedies.bucket, None
     if answer.kind == "FileNotFoundError":
@@ -186,10 +202,16 @@ def _no_credentials(answer: Answer) -> bool:
     return answer.status == 0 and "credential" in _URL.sub("", answer.text).lower()
 
 
+def _bad_name(text: str) -> str:
+    name = _PATH.search(text)
+    what = ascii(name[1])[:120] if name else "an object"
+    return f"it has an object that nobody could name here: {what}"
+
+
 def _without_answer(answer: Answer, said: str) -> _Verdict:
     if answer.status:
         return Unavailable, said, None, answer.status not in (501, 505)
-    if answer.kind in ("InvalidPathError", "NotSupportedError", "UnknownConfigurationKeyError"):
+    if answer.kind in ("NotSupportedError", "UnknownConfigurationKeyError"):
         return InvalidInput, said, None, None
     if answer.kind in ("ValueError", "TypeError"):
         return InvalidInput, said, None, None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import http.server
 import json
 import random
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +37,7 @@ from bootstream.storage.objectstore_errors import Remedies, parse, store_error
 from bootstream.storage.objectstore_parts import PART, PartSource, part_size
 from bootstream.storage.protocol import StorageProvider
 from bootstream.storage.s3uploads import Keys, signed_headers
-from bootstream.testing.registry import run
+from bootstream.testing.registry import make_certificates, run
 from bootstream.testing.servers import Azurite, GoogleServer, Moto, Nanio
 from bootstream.testing.servers.s3 import S3Server
 from bootstream.testing.storage import content
@@ -404,3 +407,80 @@ def test_random_bytes_as_a_list_of_uploads(moto: Moto) -> None:
     for bad in (b"", b"<!DOCTYPE a []><a/>", b"<a>", bytes(9 << 20)):
         with pytest.raises(Unavailable):
             s3uploads._parse(bad)
+
+
+# -- what others put into the bucket, and TLS -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a//b", "x/../y", "control\x01"])
+def test_objects_that_cannot_be_named(moto: Moto, name: str) -> None:
+    """A stranger with such a name is named; what is elsewhere is listed."""
+    provider = over(moto)
+    bucket = provider.engine.bucket
+    client(moto).put_object(Bucket=bucket, Key=f"strange/{name}", Body=b"x")
+    provider.open_object("ours/object").put(b"x")
+    with pytest.raises(InvalidInput) as raised:
+        list(provider.list_objects())
+    assert ascii(f"strange/{name}") in str(raised.value)
+    assert "TEMPLATE_BUCKET_PREFIX" in (raised.value.remedy or "")
+    assert [info.path for info in provider.list_objects("ours")] == ["ours/object"]
+
+
+@pytest.mark.parametrize("prefix", ["odd/%", "odd/q?m#h", "odd/a%2Fb", "odd/a b+c"])
+def test_odd_prefixes(moto: Moto, prefix: str) -> None:
+    """What has a meaning in URLs has none in a prefix."""
+    provider = over(moto)
+    for name in ("odd/%", "odd/q?m#h", "odd/a%2Fb", "odd/a b+c", "odd/a", "odd/q"):
+        provider.open_object(f"{name}/x").put(b"x")
+    assert [info.path for info in provider.list_objects(prefix)] == [f"{prefix}/x"]
+    assert provider.delete_objects_with_prefix(prefix) == 1
+    assert len(list(provider.list_objects())) == 5
+
+
+def test_certificates(tmp_path: Path) -> None:
+    """A named authority is trusted; one that is not is said, and not tried again."""
+    make_certificates(tmp_path)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Clients that do not trust us are part of the test."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    server = Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    url = f"https://127.0.0.1:{server.server_port}"
+    try:
+        trusting = GCPBucketStorageProvider(
+            "bucket", endpoint=url, anonymous=True, ca_file=str(tmp_path / "ca.pem")
+        )
+        assert list(trusting.list_objects()) == []
+        assert abs(trusting.details().now - datetime.now(UTC)) < timedelta(seconds=30)
+        with pytest.raises(Unavailable, match="certificate") as raised:
+            list(GCPBucketStorageProvider("bucket", endpoint=url, anonymous=True).list_objects())
+        assert not raised.value.transient
+        assert "BOOTSTREAM_STORAGE_CA_FILE" in (raised.value.remedy or "")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    with pytest.raises(InvalidInput, match="certificates"):
+        GCPBucketStorageProvider("bucket", anonymous=True, ca_file=str(tmp_path / "missing"))
