@@ -266,6 +266,7 @@ def child(name: str, case: str, work: Work) -> None:
     prefix = name.replace(" ", "-")
     small = random.Random(1).randbytes(MIB)
     warm(client, f"{prefix}/warm", small)
+    downloaded(work, prefix).unlink(missing_ok=True)  # writing over dirty pages would wait
     began, cpu = time.perf_counter(), own_cpu()
     size = perform(client, case, prefix, work, small)
     seconds = time.perf_counter() - began
@@ -287,7 +288,7 @@ def perform(client: Client, case: str, prefix: str, work: Work, small: bytes) ->
         client.upload(large, f"{prefix}/large")
         return work.size
     if case == "download":
-        client.download(f"{prefix}/large", large.with_name(f"{prefix}.down"))
+        client.download(f"{prefix}/large", downloaded(work, prefix))
         return work.size
     with ThreadPoolExecutor(THREADS) as pool:
         if case == "put 1 MiB":
@@ -308,6 +309,11 @@ def perform(client: Client, case: str, prefix: str, work: Work, small: bytes) ->
             return count
 
         return size * sum(pool.map(read, range(THREADS)))
+
+
+def downloaded(work: Work, prefix: str) -> Path:
+    """Return where a client's download goes."""
+    return Path(work.large).with_name(f"{prefix}.down")
 
 
 def own_cpu() -> float:
@@ -347,6 +353,7 @@ def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> 
         return None
     size = work.size if case.endswith("load") else work.count * MIB
     program = str(Path(sys.executable).with_name("rclone"))
+    back.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(
