@@ -37,6 +37,7 @@ class Server:
         self.slept: list[float] = []
         self.faults = Faults(self.slept.append)
         self.closed = self.puts = 0
+        self.put = b""
         self._path = folder / "object"
         self._path.write_bytes(DATA)
         services = Services(
@@ -54,7 +55,7 @@ class Server:
     def storage(self, request: Request) -> Response:
         """Give the object, or count a PUT."""
         if request.method == "PUT":
-            request.content()
+            self.put = request.content()
             self.puts += 1
             return Response(200, {"etag": "x"})
         if request.path.endswith("missing"):
@@ -205,6 +206,38 @@ def test_latency_stall_and_bandwidth(server: Server) -> None:
     assert sum(server.slept) == pytest.approx(2.5 + 9 + 1)
 
 
+@pytest.mark.parametrize("at", [0, 1, 100_000, len(DATA) - 1])
+def test_flipped_upload(server: Server, at: int) -> None:
+    """What arrives is not what was sent, in one bit."""
+    server.add("flip", upload=True, after=at)
+    assert server.ask("PUT", OBJECT, DATA)[0] == 200
+    wrong = [number for number in range(len(DATA)) if server.put[number] != DATA[number]]
+    assert wrong == [at]
+
+
+@pytest.mark.parametrize("effect", ["cut", "reset"])
+def test_broken_upload(server: Server, effect: str) -> None:
+    """The connection ends while the client sends, and nothing takes effect."""
+    server.add(effect, upload=True, after=1000)
+    with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
+        server.ask("PUT", OBJECT, DATA * 20)
+    assert server.puts == 0
+    assert server.ask("GET")[:2] == (200, DATA)
+
+
+def test_slow_uploads(server: Server) -> None:
+    """They take their time, and arrive whole; an answer's body is not slowed."""
+    server.add("stall", upload=True, seconds=9)
+    server.add("bandwidth", upload=True, rate=len(DATA))
+    assert server.ask("PUT", OBJECT, DATA)[0] == 200
+    assert server.put == DATA
+    assert server.slept.count(9) == 1
+    assert sum(server.slept) == pytest.approx(10)
+    server.slept.clear()
+    assert server.ask()[1] == DATA
+    assert server.slept == []
+
+
 def test_which_requests(server: Server) -> None:
     """Operation, bucket and object choose; how often is counted."""
     number = server.add(
@@ -264,6 +297,7 @@ def test_a_client_that_leaves_does_not_leak(server: Server) -> None:
         {"effect": "latency", "seconds": 1e9},
         {"effect": "bandwidth", "rate": 0},
         {"effect": "cut", "unknown": 1},
+        {"effect": "html", "upload": True},
     ],
 )
 def test_rules_that_are_none(server: Server, document: object) -> None:

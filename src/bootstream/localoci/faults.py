@@ -22,14 +22,15 @@ effect          what happens
 ``flip``        flips the lowest bit of the body's byte ``after``
 ==============  ====================================================================
 
-With ``late`` the answers ``status``, ``expired``, ``stray``, ``html`` and ``reset`` come
-when the request has taken effect already, which is what a lost answer looks like.
+With ``upload`` the effects ``bandwidth``, ``reset``, ``cut``, ``stall`` and ``flip`` are for the
+request's body instead of the answer's. With ``late`` the answers ``status``, ``expired``,
+``stray``, ``html`` and ``reset`` come when the request has taken effect already, which is what
+a lost answer looks like.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import os
 import random
 import threading
 import time
@@ -37,6 +38,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from bootstream.localoci import faultbodies as bodies
 from bootstream.localoci.errors import ApiError, Disconnect, invalid, not_found_or_not_authorized
 from bootstream.localoci.http import FileRange, Request, Response
 from bootstream.localoci.operations import Operation, operation_of
@@ -59,8 +61,8 @@ EFFECTS = frozenset(
     }
 )
 _ANSWERS = frozenset({"status", "expired", "stray", "html", "reset"})
+_UPLOADS = frozenset({"bandwidth", "reset", "cut", "stall", "flip"})
 _BODIES = frozenset({"bandwidth", "reset", "cut", "stall", "short", "long", "flip"})
-_PIECE = 65536
 _MAX_SECONDS = 600.0
 _MAX_RULES = 1000
 _CODES = {
@@ -97,6 +99,7 @@ class Rule:
     skip: int = 0
     seed: int = 0
     late: bool = False
+    upload: bool = False
     seconds: float = 0.0
     jitter: float = 0.0
     rate: int = 1 << 20
@@ -129,6 +132,8 @@ class Rule:
     def _check(self) -> None:
         if self.effect not in EFFECTS:
             raise invalid(f"no effect {self.effect!r}; there are {', '.join(sorted(EFFECTS))}")
+        if self.upload and self.effect not in _UPLOADS:
+            raise invalid(f"{self.effect} is not for uploads")
         wrong = {
             "probability": not 0 <= self.probability <= 1,
             "seconds": not 0 <= self.seconds <= _MAX_SECONDS,
@@ -260,6 +265,9 @@ class Faults:
         for rule in chosen:
             if rule.effect in _ANSWERS and not rule.late and not _is_within(rule):
                 return answer(rule, operation)
+        for rule in chosen:
+            if rule.upload and not request.body.ended:
+                self._spoil_upload(rule, request)
         if chosen:
             with self._lock:
                 self._chosen[id(request)] = chosen
@@ -277,7 +285,7 @@ class Faults:
                 return answer(rule, operation_of(request.method, request.raw_path))
         if request.method != "HEAD" and response.status < 300:
             for rule in chosen:
-                if rule.effect in _BODIES:
+                if rule.effect in _BODIES and not rule.upload:
                     response = self._spoil(rule, response)
         return response
 
@@ -286,37 +294,57 @@ class Faults:
         with self._lock:
             self._chosen.pop(id(request), None)
 
+    def _spoil_upload(self, rule: Rule, request: Request) -> None:
+        body, after = request.body, rule.after
+        if after is None:
+            after = (body.length or 0) // 2
+
+        def happen() -> None:
+            match rule.effect:
+                case "stall":
+                    self._sleep(rule.seconds)
+                case "cut":
+                    raise Disconnect("cut on purpose")
+                case "reset":
+                    raise Reset("reset on purpose")
+
+        if rule.effect == "bandwidth":
+            body.wrap(lambda source: bodies.PacedUpload(source, rule.rate, self._sleep))
+        else:
+            flip = rule.effect == "flip"
+            body.wrap(lambda source: bodies.Upload(source, after, happen, flip=flip))
+
     def _spoil(self, rule: Rule, response: Response) -> Response:
         length = _length_of(response)
         if not length:
             return response
-        whole = _Pieces(response.body)
+        whole = bodies.Pieces(response.body)
         pieces: Iterator[bytes] = whole
         after = min(rule.after if rule.after is not None else length // 2, length - 1)
         promised = length
         match rule.effect:
             case "bandwidth":
-                pieces = _paced(pieces, rule.rate, self._sleep)
+                pieces = bodies.paced(pieces, rule.rate, self._sleep)
             case "stall":
-                pieces = _stalled(pieces, after, rule.seconds, self._sleep)
+                pieces = bodies.stalled(pieces, after, rule.seconds, self._sleep)
             case "cut":
-                pieces = _cut(whole, after, Disconnect("cut on purpose"))
+                pieces = bodies.cut(whole, after, Disconnect("cut on purpose"))
             case "reset":
-                pieces = _cut(whole, after, Reset("reset on purpose"))
+                pieces = bodies.cut(whole, after, Reset("reset on purpose"))
             case "flip":
-                pieces = _flipped(pieces, after)
+                pieces = bodies.flipped(pieces, after)
             case "short":
                 promised = length - 1
-                pieces = _first(pieces, promised)
+                pieces = bodies.first(pieces, promised)
             case "long":
                 promised = length + 1
-                pieces = _then(pieces, b"\0")
+                pieces = bodies.then(pieces, b"\0")
         return Response(response.status, response.headers, pieces, promised)
 
 
 def _is_within(rule: Rule) -> bool:
-    """Whether a reset comes within the body, rather than in the place of an answer."""
-    return rule.effect == "reset" and rule.after is not None
+    """Whether a reset comes within a body, rather than in the place of an answer."""
+    return rule.effect == "reset" and (rule.upload or rule.after is not None)
 
 
 def answer(rule: Rule, operation: Operation) -> Response:
@@ -349,94 +377,3 @@ def _length_of(response: Response) -> int | None:
     if isinstance(response.body, FileRange):
         return response.body.length
     return response.length
-
-
-class _Pieces:
-    """A body piece by piece. What it holds is closed at its end, or with the object."""
-
-    def __init__(self, body: bytes | FileRange | Iterator[bytes]) -> None:
-        self._body = body
-        self._sent = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        body = self._body
-        if isinstance(body, bytes):
-            data = body[self._sent : self._sent + _PIECE]
-        elif isinstance(body, FileRange):
-            size = min(_PIECE, body.length - self._sent)
-            data = os.pread(body.descriptor, size, body.offset + self._sent) if size else b""
-        else:
-            return next(body)
-        self._sent += len(data)
-        if not data:
-            self.close()
-            raise StopIteration
-        return data
-
-    def close(self) -> None:
-        """Close the file, if it is one. Idempotent."""
-        body, self._body = self._body, b""
-        if isinstance(body, FileRange):
-            body.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _first(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    for piece in pieces:
-        yield piece[:size]
-        size -= len(piece)
-        if size <= 0:
-            return
-
-
-def _then(pieces: Iterator[bytes], last: bytes) -> Iterator[bytes]:
-    yield from pieces
-    yield last
-
-
-def _cut(pieces: _Pieces, after: int, error: Disconnect) -> Iterator[bytes]:
-    if after:
-        yield from _first(pieces, after)
-    pieces.close()
-    raise error
-
-
-def _flipped(pieces: Iterator[bytes], at: int) -> Iterator[bytes]:
-    position = 0
-    for piece in pieces:
-        if position <= at < position + len(piece):
-            changed = bytearray(piece)
-            changed[at - position] ^= 1
-            yield bytes(changed)
-        else:
-            yield piece
-        position += len(piece)
-
-
-def _stalled(
-    pieces: Iterator[bytes], after: int, seconds: float, sleep: Callable[[float], None]
-) -> Iterator[bytes]:
-    position, stalled = 0, False
-    for piece in pieces:
-        if not stalled and position + len(piece) > after:
-            yield piece[: after - position]
-            sleep(seconds)
-            yield piece[after - position :]
-            stalled = True
-        else:
-            yield piece
-        position += len(piece)
-
-
-def _paced(pieces: Iterator[bytes], rate: int, sleep: Callable[[float], None]) -> Iterator[bytes]:
-    step = max(1, min(_PIECE, rate // 20))
-    for piece in pieces:
-        for start in range(0, len(piece), step):
-            part = piece[start : start + step]
-            yield part
-            sleep(len(part) / rate)

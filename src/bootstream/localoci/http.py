@@ -67,6 +67,10 @@ class Body:
         if self.ended:
             self._finish()
 
+    def wrap(self, around: Callable[[Source], Source]) -> None:
+        """Read from a source around the body's own from now on."""
+        self._source = around(self._source)
+
     def readinto(self, buffer: memoryview) -> int:
         """Read up to ``len(buffer)`` bytes into the buffer; 0 is the end."""
         if self.ended or not len(buffer):
