@@ -99,3 +99,39 @@ def test_statement_of_each_permission(cloud: CommandLine, oci: LocalOciServer) -
             )
     finally:
         oci.set_policies(None)
+
+
+def test_main_job(cloud: CommandLine, oci: LocalOciServer) -> None:
+    """A template is made, checked, read back and removed in the cloud as on a disk."""
+    image = cloud.folder / "image"
+    image.write_bytes(os.urandom(5_000_000) + bytes(3_000_000))
+    where = f"oci://{oci.namespace}@{oci.bucket}/main/job"
+    build_id = cloud.ok("--store", where, "import", image, "-t", "debian")
+    assert cloud.json("ls", "--store", where)[0]["build_id"] == build_id
+    assert cloud.json("verify", "debian", "--store", where)["ok"]
+    cloud.ok("export", "debian", cloud.folder / "out", "--store", where)
+    assert (cloud.folder / "out").read_bytes() == image.read_bytes()
+    assert cloud.ok("storage", "ls", f"{where}/templates/debian/tags/").endswith("tags/latest")
+    assert not cloud.store.exists()
+    cloud.ok("rm", "debian", "--store", where)
+    cloud.ok("gc", "--older-than", "0s", "--store", where)
+    assert cloud.ok("storage", "ls", "--store", where) == ""
+
+
+def test_service_in_trouble(cloud: CommandLine, oci: LocalOciServer) -> None:
+    """What fails now and then is repeated; a cut upload leaves nothing behind."""
+    source = cloud.folder / "source"
+    source.write_bytes(os.urandom(20_000_000))
+    where = f"oci://{oci.namespace}@{oci.bucket}/trouble"
+    rules = [
+        oci.faults.add("status", status=503, probability=0.3, seed=5, operation=operation)
+        for operation in ("PutObject", "UploadPart", "GetObject")
+    ]
+    try:
+        cloud.ok("storage", "cp", source, f"{where}/a")
+        cloud.ok("storage", "cp", "--resume", f"{where}/a", cloud.folder / "out")
+        assert sum(oci.faults.hits(rule) for rule in rules) > 0
+    finally:
+        oci.faults.clear()
+    assert (cloud.folder / "out").read_bytes() == source.read_bytes()
+    assert cloud.json("storage", "rm", "-r", where) == {"deleted": 1}
