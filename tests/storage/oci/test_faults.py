@@ -484,6 +484,14 @@ def test_upload_aborted_by_others() -> None:
     with pytest.raises(Unavailable, match="aborted"):
         _upload(script)
 
+    def earlier(seen: Seen) -> bytes:
+        if "uploadPartNum=3" in seen.target:
+            bucket.uploads.clear()
+        return bucket(seen)
+
+    with pytest.raises(Unavailable, match="aborted"):
+        _upload(earlier)
+
 
 def test_other_bytes_were_stored() -> None:
     """The checksum in the answer counts, also an md5 where sha256 is not known."""

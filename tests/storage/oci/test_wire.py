@@ -30,7 +30,14 @@ from bootstream.storage.oci.connection import (
     WireError,
     parse_head,
 )
-from bootstream.storage.oci.failures import Place, error_for, parse_refusal
+from bootstream.storage.oci.failures import (
+    Place,
+    error_for,
+    http_time,
+    parse_refusal,
+    retry_after,
+)
+from bootstream.storage.oci.listing import parse_time
 from bootstream.storage.oci.pool import Pool
 from bootstream.storage.oci.upload import MAX_OBJECT, MAX_PARTS, part_bytes
 
@@ -178,6 +185,18 @@ def test_every_refusal_is_an_error_of_ours(status: int, body: bytes, there: bool
     )
     assert (error.operation, error.request_id) == ("read object", "rid")
     assert "a" in (error.object or "")
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=40) | st.from_regex(r"Mon, \d+ Jan \d+ \d+:\d+:\d+ ([A-Z]+|[+-]\d+)"))
+def test_any_text_as_a_time(text: str) -> None:
+    """A time with a zone, a wait that is bounded, or nothing."""
+    found = http_time(text)
+    assert found is None or found.tzinfo is not None
+    wait = retry_after({"retry-after": text})
+    assert wait is None or 0 <= wait <= 3600
+    with contextlib.suppress(ValueError):
+        assert parse_time(text).tzinfo is not None
 
 
 # -- sizes of parts -------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ class Client:
             f"date: {date}\r\n"
             f"authorization: {authorization}\r\n"
             "accept: */*\r\nuser-agent: bootstream\r\n"
-        ).encode("latin-1")
+        ).encode("latin-1", "replace")  # a key id that is no ASCII is refused by the service
 
 
 def metadata_lines(metadata: Mapping[str, str]) -> bytes:

@@ -258,15 +258,19 @@ def copy_policy(place: Place, region: str) -> str:
     )
 
 
+def http_time(value: str | None) -> datetime | None:
+    """Return an HTTP date (RFC 9110, 5.6.7) in UTC, None where there is none."""
+    try:
+        when = parsedate_to_datetime(value or "")
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
 def clock_skew(headers: Mapping[str, str]) -> float | None:
     """Return by how many seconds this host's clock is ahead of an answer's, if that has one."""
-    try:
-        theirs = parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError, TypeError, IndexError):
-        return None
-    if theirs.tzinfo is None:
-        theirs = theirs.replace(tzinfo=UTC)
-    return (datetime.now(UTC) - theirs).total_seconds()
+    theirs = http_time(headers.get("date"))
+    return None if theirs is None else (datetime.now(UTC) - theirs).total_seconds()
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -277,11 +281,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         wait = float(value)
     except ValueError:
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError):
+        when = http_time(value)
+        if when is None:
             return None
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
         wait = (when - datetime.now(UTC)).total_seconds()
     return min(max(wait, 0.0), _LONGEST_WAIT) if math.isfinite(wait) else None
 

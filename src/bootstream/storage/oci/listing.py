@@ -93,7 +93,7 @@ def _info(name: str, entry: dict[str, object]) -> ObjectInfo:
         when = parse_time(entry.get("timeModified")).replace(microsecond=0)
     except (TypeError, ValueError):
         when = None
-    if when is None or not isinstance(size, int) or not isinstance(etag, str):
+    if when is None or not isinstance(size, int) or size < 0 or not isinstance(etag, str):
         raise Unavailable("the listing does not describe it", operation="list objects", object=name)
     return ObjectInfo(name, size, etag, when)
 
@@ -102,8 +102,11 @@ def parse_time(value: object) -> datetime:
     """Return an RFC 3339 time, in UTC; raises ValueError and TypeError."""
     if not isinstance(value, str):
         raise TypeError(value)
-    when = datetime.fromisoformat(value)
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    try:
+        when = datetime.fromisoformat(value)
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(value) from error
 
 
 # -- deleting -----------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.oci.client import Client, Request, metadata_lines
 from bootstream.storage.oci.connection import Connection, Head
 from bootstream.storage.oci.download import download, read_range, total_of
+from bootstream.storage.oci.failures import http_time
 from bootstream.storage.oci.upload import PARALLEL_SAFE, Uploader, put_bytes
 from bootstream.storage.protocol import (
     Metadata,
@@ -175,10 +174,7 @@ class OCIBucketStorageObjectProvider:
 
     def _stat(self, request: Request, headers: dict[str, str], size: str) -> ObjectStat:
         etag = headers.get("etag")
-        try:
-            modified = parsedate_to_datetime(headers.get("last-modified", ""))
-        except (ValueError, TypeError, IndexError):
-            modified = None
+        modified = http_time(headers.get("last-modified"))
         if modified is None or not etag or not size.isdecimal():
             raise Unavailable(
                 "the answer does not describe an object",
@@ -191,7 +187,7 @@ class OCIBucketStorageObjectProvider:
             for name, value in headers.items()
             if name.startswith(_META)
         }
-        return ObjectStat(int(size), etag, _in_utc(modified), metadata)
+        return ObjectStat(int(size), etag, modified, metadata)
 
     def size(self) -> int:
         """Return the size in bytes."""
@@ -209,7 +205,3 @@ class OCIBucketStorageObjectProvider:
 def _peek(connection: Connection, head: Head) -> Head:
     connection.receive_body(head, 1 << 16)
     return head
-
-
-def _in_utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

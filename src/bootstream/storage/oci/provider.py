@@ -7,8 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 
 from bootstream.clouds.oci import Principal
 from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied, Unavailable
@@ -16,7 +15,7 @@ from bootstream.storage.oci import listing
 from bootstream.storage.oci.client import Answer, Client, Request
 from bootstream.storage.oci.connection import TimeLimits
 from bootstream.storage.oci.copying import copy_object
-from bootstream.storage.oci.failures import bucket_policy, par_policy
+from bootstream.storage.oci.failures import bucket_policy, http_time, par_policy
 from bootstream.storage.oci.objects import OCIBucketStorageObjectProvider
 from bootstream.storage.oci.pool import Pool
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
@@ -190,12 +189,11 @@ class OCIBucketStorageProvider:
 
 def _time_of(answer: Answer) -> datetime:
     """Return the service's clock, which every answer tells."""
-    try:
-        now = parsedate_to_datetime(answer.headers["date"])
-    except (KeyError, ValueError, TypeError, IndexError):
+    now = http_time(answer.headers.get("date"))
+    if now is None:
         raise Unavailable(
             "the answer does not say what time it is",
             operation="open store",
             request_id=answer.headers.get("opc-request-id"),
-        ) from None
-    return now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
+        )
+    return now

@@ -60,6 +60,10 @@ _LONGEST_WAIT = 30.0
 T = TypeVar("T")
 
 
+class Aborted(Unavailable):
+    """The multipart upload is gone: its parts need not be sent again, all of it may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part that the service has: its number, etag, and md5 where it told that."""
@@ -294,7 +298,10 @@ class Uploader:
         )
 
         def send() -> Part:
-            answer = self._client.call(request)
+            try:
+                answer = self._client.call(request)
+            except ObjectNotFound as error:
+                raise self._aborted(error) from error
             etag = check_answer(request, answer, data, sha256)
             return Part(number, etag, _md5_of(answer.headers.get("opc-content-md5")))
 
@@ -339,12 +346,15 @@ class Uploader:
         try:
             self._patiently(commit)
         except ObjectNotFound as error:
-            raise Unavailable(
-                "the upload was aborted by somebody else",
-                operation="write object",
-                object=self._path,
-                request_id=error.request_id,
-            ) from error
+            raise self._aborted(error) from error
+
+    def _aborted(self, error: ObjectNotFound) -> Aborted:
+        return Aborted(
+            "the upload was aborted by somebody else",
+            operation="write object",
+            object=self._path,
+            request_id=error.request_id,
+        )
 
     def _is_committed(self, expected: str) -> bool:
         request = Request(
@@ -383,7 +393,8 @@ class Uploader:
                 return call()
             except BootstreamError as error:
                 failed += 1
-                if not error.transient or failed >= _ATTEMPTS or self._given_up:
+                over = failed >= _ATTEMPTS or self._given_up or isinstance(error, Aborted)
+                if over or not error.transient:
                     raise
                 jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
                 self._sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
