@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -17,6 +18,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 from oci.auth.signers import (  # type: ignore[import-untyped]  # the same
     InstancePrincipalsSecurityTokenSigner,
     OkeWorkloadIdentityResourcePrincipalSigner,
@@ -29,7 +32,7 @@ from bootstream.localoci.http import Body, BytesSource, Request
 from bootstream.localoci.keys import Identity, issue, make_key, name_of, public_pem
 from bootstream.localoci.services import Clock
 from bootstream.localoci.signatures import signing_string
-from bootstream.localoci.tokens import Tokens
+from bootstream.localoci.tokens import TokenError, Tokens
 from bootstream.testing.localoci import LocalOciServer
 
 
@@ -302,12 +305,14 @@ class Federated:
         self.tokens = Tokens(self.identity.token_key, clock=self.clock, lifetime=600)
         self.federation = Federation(self.identity, self.tokens, self.clock)
         self.leaf = self.identity.instance()
+        self.other = make_key()
+        self.session_key = bare(public_pem(make_key().public_key()))
 
     def body(self, **changed: Any) -> dict[str, Any]:
         """What a good request says."""
         return {
             "certificate": bare(self.leaf.pem),
-            "publicKey": bare(public_pem(make_key().public_key())),
+            "publicKey": self.session_key,
             "intermediateCertificates": [bare(self.identity.intermediate.pem)],
         } | changed
 
@@ -407,6 +412,48 @@ def test_proofs_that_are_none(federated: Federated) -> None:
 def test_bodies_that_are_none(federated: Federated, changed: dict[str, Any]) -> None:
     """What is missing or malformed is 400."""
     refused(federated, federated.body(**changed), 400)
+
+
+def test_damaged_certificates(federated: Federated) -> None:
+    """Whatever a certificate is made of, the answer is 400 or 401."""
+    chance = random.Random(11)
+    for pem in (federated.leaf.pem, federated.identity.intermediate.pem):
+        whole = base64.b64decode(bare(pem))
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(chance.randrange(1, 4)):
+                damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+            text = base64.b64encode(damaged).decode()
+            changes: tuple[dict[str, Any], ...] = (
+                {"certificate": text},
+                {"certificate": text, "intermediateCertificates": [text]},
+                {"intermediateCertificates": [text, bare(pem)]},
+            )
+            with pytest.raises(ApiError) as caught:
+                federated.ask(federated.body(**chance.choice(changes)), key=federated.other)
+            assert caught.value.status in {400, 401}
+
+
+@given(st.text(alphabet='abeyJ.-_=0{}[]"', max_size=60))
+def test_any_token(federated: Federated, text: str) -> None:
+    """No text makes the check of a token fail otherwise than as a token that is none."""
+    with pytest.raises(TokenError):
+        federated.tokens.verify(text)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["jwk", "sub", "tenant"]),
+        st.recursive(
+            st.none() | st.integers() | st.text(max_size=8),
+            lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["n", "e"]), inner),
+        ),
+    )
+)
+def test_any_session_key(claims: dict[str, Any]) -> None:
+    """Nor does what a token might say."""
+    with pytest.raises(TokenError):
+        Tokens.session_key(claims)
 
 
 def test_pods_of_another_cluster(federated: Federated) -> None:

@@ -234,8 +234,8 @@ def _public_key(value: Any) -> rsa.RSAPublicKey:
         key = serialization.load_der_public_key(_der(value, "the session's public key"))
     except ValueError:
         key = None
-    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 2048:
-        raise invalid("the session's public key is not an RSA key of 2048 bits or more")
+    if not isinstance(key, rsa.RSAPublicKey) or not 2048 <= key.key_size <= 8192:
+        raise invalid("the session's public key is not an RSA key of 2048 to 8192 bits")
     return key
 
 
