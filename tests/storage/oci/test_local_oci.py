@@ -280,13 +280,41 @@ def test_damaged_on_the_way(make: Make, oci: LocalOciServer) -> None:
     assert sink.getvalue() == DATA
 
 
-def test_missing_permission(make: Make, oci: LocalOciServer) -> None:
-    """A statement that is missing is named, for objects and for the bucket."""
-    make().open_object("a").put(b"")
-    oci.set_policies({"statements": []})
-    with pytest.raises((PermissionDenied, BucketNotFound)) as raised:
-        make().open_object("a").stat()
-    assert "Allow group <group> to" in (raised.value.remedy or "")
+def test_remedies_are_true(make: Make, oci: LocalOciServer) -> None:
+    """Starting from no permission at all, each error names the statement that is missing."""
+    make().open_object("a").put(b"x")
+    granted: list[str] = []
+
+    def everything() -> None:
+        provider = make(part_size=64 << 10)
+        assert provider.details().provider
+        provider.open_object("b/1").read_from(io.BytesIO(DATA))
+        provider.open_object("b/1").write_to(io.BytesIO())
+        provider.open_object("b/1").stat()
+        provider.open_object("b/2").put(b"", if_none_match=True)
+        assert paths(provider, "b") == ["b/1", "b/2"]
+        assert provider.delete_objects_with_prefix("b") == 2
+        assert provider.signed_upload_url("b/3", timedelta(hours=1))
+        assert provider.collect_uploads(timedelta(hours=1)) == 0
+        provider.copy_object("a", "c")
+
+    for _ in range(6):
+        oci.set_policies({"groups": {"users": ["user"]}, "statements": granted})
+        try:
+            everything()
+        except (PermissionDenied, BucketNotFound) as error:
+            missing = error
+        else:
+            break
+        _, _, statement = (missing.remedy or "").partition("add the policy: ")
+        statement = statement.replace("<group>", "users").replace("<compartment>", "C")
+        assert statement, missing
+        assert statement not in granted, missing
+        granted.append(statement)
+    else:
+        pytest.fail(f"these do not suffice: {granted}")
+    assert 3 <= len(granted) <= 4
+    assert "read buckets" in granted[0]
 
 
 def test_missing_object(make: Make) -> None:
