@@ -11,7 +11,7 @@ from urllib.parse import quote
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import Response, json_response
 from bootstream.localoci.objects import archival_state, object_tier, permit_put
-from bootstream.localoci.service import metadata, object_name, tier, timestamp
+from bootstream.localoci.service import metadata, object_name, optional_text, tier, timestamp
 from bootstream.localoci.store import Conditions, matches, no_object
 
 if TYPE_CHECKING:
@@ -30,14 +30,16 @@ def copy_object(call: Call, bucket_name: str) -> Response:
     call.permit(bucket_name, source, "OBJECT_READ")
     permit_put(call, target_bucket, target)
     bucket, into = call.bucket(bucket_name), call.bucket(target_bucket)
-    version = body.get("sourceVersionId")
-    item = service.store.get(bucket, source, version)
-    if (expected := body.get("sourceObjectIfMatchETag")) and not matches(expected, item.etag):
+    item = service.store.get(bucket, source, optional_text(body, "sourceVersionId"))
+    if (expected := optional_text(body, "sourceObjectIfMatchETag")) and not matches(
+        expected, item.etag
+    ):
         raise ApiError(412, "IfMatchFailed", "The source is another version")
     if item.tier == "Archive" and archival_state(call, item)[0] != "Restored":
         raise ApiError(409, "NotRestored", f"The object '{source}' is archived: restore it")
     conditions = Conditions(
-        body.get("destinationObjectIfMatchETag"), body.get("destinationObjectIfNoneMatchETag")
+        optional_text(body, "destinationObjectIfMatchETag"),
+        optional_text(body, "destinationObjectIfNoneMatchETag"),
     )
     service.store.check(into, target, conditions)
     headers = dict(item.headers)
@@ -127,13 +129,16 @@ def rename_object(call: Call, bucket_name: str) -> Response:
     call.permit(bucket_name, source, "OBJECT_DELETE")
     permit_put(call, bucket_name, target)
     bucket = call.bucket(bucket_name)
-    conditions = Conditions(body.get("newObjIfMatchETag"), body.get("newObjIfNoneMatchETag"))
+    conditions = Conditions(
+        optional_text(body, "newObjIfMatchETag"), optional_text(body, "newObjIfNoneMatchETag")
+    )
+    expected = Conditions(optional_text(body, "srcObjIfMatchETag"))
     dropped: list[str] = []
     with call.service.database.write() as rows:
         item = store.current(rows, bucket, source)
         if item is None:
             raise no_object(bucket, source)
-        Conditions(body.get("srcObjIfMatchETag")).check(item.etag)
+        expected.check(item.etag)
         old = store.current(rows, bucket, target)
         conditions.check(None if old is None else old.etag)
         if source != target:
@@ -209,9 +214,10 @@ def batch_delete(call: Call, bucket_name: str) -> Response:
         if not isinstance(entry, dict):
             raise invalid("objects has objects")
         name = object_name(entry.get("objectName"))
+        conditions = Conditions(optional_text(entry, "ifMatch"))
         try:
             call.permit(bucket_name, name, "OBJECT_DELETE")
-            item = call.service.store.delete(bucket, name, Conditions(entry.get("ifMatch")))
+            item = call.service.store.delete(bucket, name, conditions)
         except ApiError as error:
             failed.append(
                 {

@@ -207,6 +207,6 @@ def _decode_page(page: str) -> tuple[str, int]:
     try:
         text = base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode()
         number, _, name = text.partition(" ")
-        return name, int(number)
+        return name, max(-1, min(int(number[:40]), 1 << 62))  # what the database can hold
     except (binascii.Error, ValueError):
         raise invalid("the page is not one that was given", "InvalidPage") from None

@@ -96,7 +96,7 @@ def create_par(call: Call, bucket_name: str) -> Response:
     if name is not None or not access.startswith("Any"):
         name = object_name(name)
     listing = body.get("bucketListingAction") or "Deny"
-    if listing not in {"Deny", "ListObjects"} or (listing != "Deny" and "AnyObjectR" not in access):
+    if listing not in ("Deny", "ListObjects") or (listing != "Deny" and "AnyObjectR" not in access):
         raise invalid("bucketListingAction is Deny, or ListObjects where any object is read")
     for word, needed in (("Read", "OBJECT_READ"), ("Write", "OBJECT_CREATE")):
         if word in access:
@@ -130,9 +130,10 @@ def create_par(call: Call, bucket_name: str) -> Response:
 def _moment(value: object) -> float:
     try:
         moment = datetime.fromisoformat(value if isinstance(value, str) else "")
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise invalid("timeExpires is a time of RFC 3339") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return moment.timestamp()
 
 
 def _digest(token: str) -> str:

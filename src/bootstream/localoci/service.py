@@ -109,7 +109,8 @@ class Call:
         text = self.parameters.get(name)
         if text is None:
             return default
-        if not (text.isascii() and text.isdigit() and lowest <= int(text[:20]) <= highest):
+        known = len(text) < 20 and text.isascii() and text.isdigit()
+        if not (known and lowest <= int(text) <= highest):
             raise invalid(f"{name} is a number from {lowest} to {highest}")
         return int(text)
 
@@ -159,6 +160,20 @@ def object_name(value: object) -> str:
         raise invalid("an object's name has 1 to 1024 bytes of UTF-8", "InvalidObjectName")
     if "\n" in value or "\r" in value or "\0" in value:
         raise invalid("an object's name has no CR, LF or NUL", "InvalidObjectName")
+    return value
+
+
+def optional_text(body: Mapping[str, object], key: str) -> str | None:
+    """A text of a body that may be missing.
+
+    Raises:
+        ApiError: 400, it is something else.
+    """
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise invalid(f"{key} is not a text")
     return value
 
 
