@@ -241,3 +241,14 @@ def test_bench(cli: CommandLine) -> None:
     assert found["parallel"] in (1, 4, 16, 32)
     assert cli.ok("storage", "ls") == ""
     assert "at a time" in cli.ok("storage", "bench", "--seconds", "0.05", "--object-size", "1M")
+
+
+def test_what_was_asked_of_the_store(cli: CommandLine) -> None:
+    """``-v`` says it at the end, on stderr, also when the verb failed."""
+    source = cli.folder / "source"
+    source.write_bytes(b"x" * 2048)
+    result = cli("-v", "storage", "cp", source, "store:a")
+    assert "storage read_from: 1 calls" in result.stderr
+    assert "2.0 KiB" in result.stderr
+    assert "1 ObjectNotFound" in cli("storage", "ls", "missing", "-v").stderr
+    assert "storage" not in cli("storage", "ls").stderr

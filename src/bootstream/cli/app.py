@@ -168,7 +168,10 @@ def run(arguments: Sequence[str]) -> int:
 def _invoke(arguments: list[str], cli: Cli) -> int:
     try:
         with root.make_context("bootstream", arguments, obj=cli) as context:
-            result: Any = root.invoke(context)
+            try:
+                result: Any = root.invoke(context)
+            finally:
+                cli.tell_metrics()
     except click.exceptions.Exit as done:
         return done.exit_code
     return result if isinstance(result, int) else 0

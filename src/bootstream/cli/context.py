@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from bootstream.cli.interrupt import Interruption
-from bootstream.cli.output import say
+from bootstream.cli.output import human_size, say
 
 if TYPE_CHECKING:
     from bootstream.cli.progress import Silent
     from bootstream.config import Settings
+    from bootstream.storage.metrics import Metrics
     from bootstream.storage.protocol import StorageProvider
     from bootstream.templates.catalogue import Catalogue
 
@@ -32,6 +33,7 @@ class Cli:
         self.verb: str | None = None
         self.interruption = Interruption()
         self._progress: Silent | None = None
+        self._metrics: Metrics | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -47,12 +49,16 @@ class Cli:
 
     @cached_property
     def storage(self) -> StorageProvider:
-        """The store."""
+        """The store; with ``-v`` its operations are counted."""
         from bootstream.wiring import (  # noqa: PLC0415 - not needed for --help
             get_template_storage_provider,
         )
 
-        return get_template_storage_provider(self.settings)
+        if self.verbose:
+            from bootstream.storage.metrics import Metrics  # noqa: PLC0415 - as above
+
+            self._metrics = Metrics()
+        return get_template_storage_provider(self.settings, metrics=self._metrics)
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -91,6 +97,18 @@ class Cli:
         """Say what somebody must know, unless ``--quiet``."""
         if not self.quiet:
             self.print_line(f"warning: {message}")
+
+    def tell_metrics(self) -> None:
+        """With ``-v``, say what was asked of the store and how long it took."""
+        if self._metrics is None or self.quiet:
+            return
+        for operation, counts in sorted(self._metrics.snapshot().items()):
+            mean = 1e3 * counts["seconds"] / counts["calls"]
+            parts = [f"{counts['calls']} calls, {mean:.1f} ms each"]
+            if counts["bytes"]:
+                parts.append(human_size(counts["bytes"]))
+            parts += [f"{count} {name}" for name, count in sorted(counts["errors"].items())]
+            say(f"storage {operation}: {', '.join(parts)}")
 
     def print_line(self, message: str) -> None:
         """Write to stderr without breaking a progress bar."""
