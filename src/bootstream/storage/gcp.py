@@ -103,8 +103,13 @@ class GCPBucketStorageProvider(BucketProvider):
                 remedy=_TRAITS.remedies.credentials,
             ) from None
         host = urlsplit(base).netloc.rpartition("@")[2]
+        self._foreign = not host.split(":")[0].endswith(".googleapis.com")
         identity = f"gs://{bucket}" if endpoint is None else f"gs://{host}/{bucket}"
         extras: dict[str, object] = {"ca_file": ca_file}
         super().__init__(
             Engine(obstore, once, parts, base, bucket, identity, parallel, extras), _TRAITS
         )
+
+    def needs_probe(self) -> bool:
+        """Google's own keep their conditions; others are tried."""
+        return self._foreign

@@ -62,6 +62,7 @@ class BucketProvider:
         self.engine = engine
         self.traits = traits
         self._lock = threading.Lock()
+        self._probing = threading.Lock()
         self._bucket_seen = float("-inf")
         self._conditions: bool | None = None
 
@@ -271,7 +272,7 @@ class BucketProvider:
         word, so a store at any other endpoint is tried, once in a provider's life, with an
         object of a random name that is deleted at once.
         """
-        with self._lock:
+        with self._probing:
             if self._conditions is None:
                 self._conditions = not self.needs_probe() or self._probe()
             return self._conditions
@@ -289,19 +290,18 @@ class BucketProvider:
             answer = parse(error)
             if answer.status in (400, 405, 501):
                 return False  # it refuses what it does not know
-            failure = self.error_without_lock(answer, path)
+            failure = self._probe_error(answer, path)
             if isinstance(failure, PermissionDenied):
                 return True  # who may not write needs no conditions
             raise failure from None
         try:
-            return self._refuses(path, "create") and self._refuses(
-                path, {"e_tag": '"00000000000000000000000000000000"'}
-            )
+            other = {"e_tag": '"00000000000000000000000000000000"', "version": "1"}
+            return self._refuses(path, "create") and self._refuses(path, other)
         finally:
             with suppress(obstore.exceptions.BaseError, OSError):  # one that stays does no harm
                 obstore.delete(store, path)
 
-    def error_without_lock(self, answer: Answer, object: str) -> BootstreamError:
+    def _probe_error(self, answer: Answer, object: str) -> BootstreamError:
         """Return the error for an answer, without any further request."""
         return store_error(
             answer,
@@ -321,7 +321,7 @@ class BucketProvider:
                 return True
             if answer.status in (400, 405, 501):
                 return False
-            raise self.error_without_lock(answer, path) from None
+            raise self._probe_error(answer, path) from None
         return False
 
     def require_conditions(self, path: str) -> None:

@@ -156,6 +156,13 @@ class BucketObject:
         if if_none_match or not _is_etag(if_match):
             raise self._not_expected()
         version = self._version(if_match) if self._provider.traits.versions else None
+        if version is None and self._provider.traits.versions:
+            raise InvalidInput(
+                "this storage gives its objects no generations, which a condition could name",
+                operation="replace object",
+                object=self._path,
+                remedy="use Google's own storage, or another that has them",
+            )
         mode = {"e_tag": f'"{if_match}"'}
         if version is not None:
             mode["version"] = version

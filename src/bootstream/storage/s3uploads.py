@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 from xml.etree import ElementTree as Xml
 
 import urllib3
@@ -143,15 +143,17 @@ class _Session:
         while True:
             body, date = self._send("GET", "", query, (200,))
             root = _parse(body)
+            # A server that knows no encodings says so by not naming the one that was asked for.
+            decode = unquote_plus if root.findtext("EncodingType") == "url" else str
             for item in root.findall("Upload"):
-                began = datetime.fromisoformat(item.findtext("Initiated", ""))
-                key = unquote(item.findtext("Key", ""))
+                key = decode(item.findtext("Key", ""))
+                began = _time(item.findtext("Initiated", ""))
                 yield _Upload(key, item.findtext("UploadId", ""), began), date
             following = root.findtext("NextKeyMarker", ""), root.findtext("NextUploadIdMarker", "")
             before = query.get("key-marker"), query.get("upload-id-marker")
             if root.findtext("IsTruncated", "") != "true" or following == before:
                 return
-            query["key-marker"], query["upload-id-marker"] = unquote(following[0]), following[1]
+            query["key-marker"], query["upload-id-marker"] = decode(following[0]), following[1]
 
     def abort(self, upload: _Upload) -> None:
         """Abort an upload; one that is gone by now is fine."""
@@ -205,6 +207,17 @@ def _parse(body: bytes) -> Any:
             f"the storage's list of uploads cannot be read: {error}", operation="collect uploads"
         ) from error
     return root
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Unavailable(
+            f"the storage's list of uploads has the time {ascii(text)[:40]}",
+            operation="collect uploads",
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def signed_headers(

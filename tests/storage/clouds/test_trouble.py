@@ -27,8 +27,9 @@ from bootstream.errors import (
 )
 from bootstream.storage import objectstore_engine
 from bootstream.storage.aws import AWSBucketStorageProvider
+from bootstream.storage.gcp import GCPBucketStorageProvider
 from bootstream.storage.retry import RetryPolicy, RetryStorageProvider
-from bootstream.testing.servers import Moto, RcloneS3
+from bootstream.testing.servers import LocalBucket, Moto, RcloneS3
 from bootstream.testing.storage import HashingSink, PatternSource, content, paths
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -189,6 +190,30 @@ def test_ranges_ignored(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert provider.details().create_only is False
         with pytest.raises(InvalidInput):
             target.put(b"", if_none_match=True)
+
+
+def test_google_without_generations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """localbucket takes Google's requests and ignores their conditions: refused, not believed."""
+    with LocalBucket(tmp_path_factory.mktemp("localbucket")) as server:
+        server.create_bucket("bucket")
+        provider = GCPBucketStorageProvider("bucket", endpoint=server.url, anonymous=True)
+        assert provider.details().create_only is False
+        target = provider.open_object("a/b")
+        etag = target.put(b"first")
+        attempts: tuple[Callable[[], str], ...] = (
+            lambda: target.put(b"second", if_none_match=True),
+            lambda: target.put(b"second", if_match=etag),
+        )
+        for attempt in attempts:
+            with pytest.raises(InvalidInput, match="ignores the conditions"):
+                attempt()
+        assert content(provider, "a/b") == b"first"
+        sink = HashingSink()
+        source = PatternSource(20 << 20)
+        provider.open_object("big").read_from(source)
+        assert provider.open_object("big").write_to(sink) == 20 << 20
+        assert sink.digest.digest() == source.digest.digest()
+        assert paths(provider) == ["a/b", "big"]
 
 
 def test_large_reads_are_of_one_version(moto: Moto) -> None:

@@ -75,3 +75,11 @@ class RcloneS3(S3Server):
         config = ["--config", str(self.folder / "rclone.conf")]
         address = ["--addr", f"127.0.0.1:{port}", "--auth-key", keys]
         return [tool("rclone"), "serve", "s3", *config, *address, str(data)]
+
+
+class LocalBucket(S3Server):
+    """localbucket: S3 in a folder; asked as Google's XML API, it ignores all conditions."""
+
+    def command(self, port: int) -> Sequence[str]:
+        """See the base class."""
+        return [tool("localbucket"), "--port", str(port), str(self.folder / "data")]
