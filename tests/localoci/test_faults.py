@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,25 @@ def test_web_pages_cannot_administer(server: Server) -> None:
     )
     assert status == 415
     assert server.administer("GET", "/_local/nothing")[0] == 404
+
+
+def test_other_names_of_this_machine_cannot_administer(server: Server) -> None:
+    """Nor does a page whose name was made to point here."""
+    assert server.ask("GET", "/_local/health", host="localhost:1")[0] == 200
+    for host in ("example.com", "127.0.0.1.example.com", "localhost.example.com:80"):
+        assert server.ask("GET", "/_local/health", host=host)[0] == 403
+
+
+def test_counts_hold_for_many_threads(server: Server) -> None:
+    """A rule takes exactly as many requests as it says, whoever sends them."""
+    server.add("status", count=100)
+
+    def ask(_number: int) -> int:
+        return server.ask("HEAD")[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(300)))
+    assert (answers.count(503), answers.count(200)) == (100, 200)
 
 
 def test_requests_are_counted(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -21,7 +22,7 @@ from oci._vendor import requests  # type: ignore[import-untyped]  # the same
 from bootstream.localoci.errors import ApiError
 from bootstream.localoci.federation import Federation
 from bootstream.localoci.http import Body, BytesSource, Request
-from bootstream.localoci.keys import Identity, make_key
+from bootstream.localoci.keys import Identity, fingerprint, make_key, public_pem
 from bootstream.localoci.services import Clock
 from bootstream.localoci.signatures import Authenticator, Signature
 from bootstream.localoci.tokens import Tokens
@@ -328,3 +329,27 @@ def test_a_second_start_knows_the_keys(world: World) -> None:
     assert again.names == world.identity.names
     for path in world.identity.folder.iterdir():
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_another_user(tmp_path: Path) -> None:
+    """A user who is added to the file may sign from the next start on, with groups of its own."""
+    world = World(tmp_path)
+    path = world.identity.folder / "identity.json"
+    document = json.loads(path.read_text())
+    key = make_key()
+    print_ = fingerprint(key.public_key())
+    document["users"].append(
+        {
+            "ocid": "ocid1.user.oc1..another",
+            "name": "another",
+            "groups": ["Readers"],
+            "keys": {print_: public_pem(key.public_key()).decode()},
+        }
+    )
+    key_id = f"{document['tenancy']}/ocid1.user.oc1..another/{print_}"
+    assert "known" in refused(world, own_request(world, key=key, key_id=key_id))
+    path.write_text(json.dumps(document))
+    again = World(tmp_path)
+    caller = again.authenticate(own_request(again, key=key, key_id=key_id))
+    assert caller.principal_ocid == "ocid1.user.oc1..another"
+    assert caller.attributes["groups"] == "Readers"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _ADMIN = "/_local/"
 _MAX_LIFETIME = 86400.0 * 365
+# A web page whose name was made to point here would send that name.
+_LOOPBACK = re.compile(r"(?:127\.\d+\.\d+\.\d+|localhost|\[::1\])(?::\d+)?")
 
 
 class Clock:
@@ -112,6 +115,8 @@ class Services:
         return handle
 
     def _administer(self, request: Request) -> Response:
+        if not _LOOPBACK.fullmatch(request.headers.get("host", "")):
+            raise ApiError(403, "Forbidden", "the host is not this machine's loopback address")
         name, _, rest = request.path[len(_ADMIN) :].rstrip("/").partition("/")
         if request.method in {"POST", "PUT"} and not request.headers.get(
             "content-type", ""
