@@ -78,7 +78,7 @@ class Transfer:
         there = target.storage.open_object(target.path)
         if self._resume:
             size = _stat_file(path)
-            if _is_same(there, size, digest):
+            if _is_same(there, size, digest, progress):
                 progress.advance(_PHASE, size)
                 return Copied(str(path), str(target), size, digest, skipped=True)
         try:
@@ -87,7 +87,7 @@ class Transfer:
             raise from_os_error(error, operation="copy", object=str(path)) from error
         with file:
             size = _write(there, lambda: _Reader(file.fileno(), path, progress), digest)
-        self._compare(there, size, digest)
+        self._compare(there, size, digest, progress)
         return Copied(str(path), str(target), size, digest, skipped=False)
 
     # -- down ---------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Transfer:
         known = status.metadata.get(SHA256)
         if self._resume:
             digest = known or _object_digest(source, progress)
-            if _is_same(there, status.size, digest):
+            if _is_same(there, status.size, digest, progress):
                 progress.advance(_PHASE, status.size)
                 return Copied(str(origin), str(target), status.size, digest, skipped=True)
         if origin.storage is target.storage:
@@ -189,13 +189,13 @@ class Transfer:
             size = _write(there, lambda: pipe, known)
         digest = pipe.digest.hexdigest()
         self._insist(known, digest, origin)
-        self._compare(there, size, digest)
+        self._compare(there, size, digest, progress)
         return Copied(str(origin), str(target), size, digest, skipped=False)
 
     # -- checks -------------------------------------------------------------------------------
 
-    def _compare(self, there: StorageObject, size: int, digest: str) -> None:
-        if there.size() != size or (self._check and _object_digest(there, None) != digest):
+    def _compare(self, there: StorageObject, size: int, digest: str, progress: Progress) -> None:
+        if there.size() != size or (self._check and _object_digest(there, progress) != digest):
             raise _arrived_wrong(there.path)
 
     def _insist(self, known: str | None, digest: str, origin: Place) -> None:
@@ -218,14 +218,14 @@ def _write(there: StorageObject, source: Callable[[], _Reader | _Pipe], digest: 
     return there.read_from(source())
 
 
-def _is_same(there: StorageObject, size: int, digest: str) -> bool:
+def _is_same(there: StorageObject, size: int, digest: str, progress: Progress) -> bool:
     try:
         status = there.stat()
     except NotFound:
         return False
     if status.size != size:
         return False
-    return (status.metadata.get(SHA256) or _object_digest(there, None)) == digest
+    return (status.metadata.get(SHA256) or _object_digest(there, progress)) == digest
 
 
 def _piece(there: StorageObject, start: int, size: int) -> bytearray:
@@ -338,17 +338,16 @@ class _Pipe:
 
 
 class _Hashing:
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.digest = hashlib.sha256()
         self._progress = progress
 
     def write(self, data: memoryview, /) -> None:
         self.digest.update(data)
-        if self._progress is not None:
-            self._progress.advance(_PHASE, 0)  # where work is stopped
+        self._progress.advance(_PHASE, 0)  # where work is stopped
 
 
-def _object_digest(there: StorageObject, progress: Progress | None) -> str:
+def _object_digest(there: StorageObject, progress: Progress) -> str:
     sink = _Hashing(progress)
     there.write_to(sink)
     return sink.digest.hexdigest()

@@ -34,8 +34,9 @@ _BUCKETS = {
         "1 to 256 letters, digits, '.', '_' and '-'",
     ),
     "s3": (
-        re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9.-]{1,61}[a-z0-9]"),
-        "3 to 63 lower-case letters, digits, '.' and '-', a letter or digit at both ends",
+        # Wider than today's rule: old buckets of AWS, and other services, have such names.
+        re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]"),
+        "3 to 255 letters, digits, '.', '_' and '-', a letter or digit at both ends",
     ),
     "gs": (
         re.compile(r"(?=.{3,222}$)(?!.*\.\.)[a-z0-9][a-z0-9._-]*[a-z0-9]"),
