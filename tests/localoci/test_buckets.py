@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,42 @@ def test_buckets(client: Client) -> None:
     missing = client.ask("GET", B + "/e")
     assert (missing.status, missing.code) == (404, "BucketNotFound")
     assert client.ask("PUT", B + "/e/o/k", b"x").code == "BucketNotFound"
+
+
+def test_a_bucket_is_there_while_it_changes(open_server: LocalOci) -> None:
+    """Who asks for a bucket while its attributes change finds it, always."""
+    stop = threading.Event()
+
+    def change() -> None:
+        with Client(open_server.port) as client:
+            while not stop.is_set():
+                assert client.ask("POST", B + "/b", {"metadata": {"a": "b"}}).status == 200
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        with Client(open_server.port) as client:
+            assert {client.ask("HEAD", B + "/b").status for _ in range(300)} == {200}
+    finally:
+        stop.set()
+        changing.join()
+
+
+def test_a_bucket_that_goes_meanwhile(open_server: LocalOci, client: Client) -> None:
+    """What needs a bucket that was deleted a moment ago is 404, and leaves nothing."""
+    service = open_server.application.service
+    bucket = service.buckets.get("b")
+    with service.database.write() as rows:
+        rows.execute("DELETE FROM buckets WHERE id=?", (bucket.id,))
+    for method, target, body in (
+        ("PUT", O + "k", b"x"),
+        ("POST", B + "/b/u", b'{"object": "k"}'),
+        ("POST", B + "/b/p", b'{"name": "p", "accessType": "AnyObjectRead",'
+         b' "timeExpires": "2099-01-01T00:00:00Z"}'),
+    ):  # fmt: skip
+        answer = client.ask(method, target, body)
+        assert (answer.status, answer.code) == (404, "BucketNotFound")
+    assert not list(service.database.files.glob("??/*"))
 
 
 def test_a_bucket_with_objects_stays(client: Client) -> None:

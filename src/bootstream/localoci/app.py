@@ -165,6 +165,8 @@ class Application:
         if response is None:
             try:
                 response = self._dispatch(request)
+            except sqlite3.IntegrityError:  # a row that needs its bucket
+                raise ApiError(404, "BucketNotFound", "The bucket was deleted meanwhile") from None
             except sqlite3.OperationalError as error:  # full, or not writable any more
                 raise ApiError(
                     507, "InsufficientStorage", f"The data folder cannot be used: {error}"

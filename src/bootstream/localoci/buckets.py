@@ -97,8 +97,9 @@ class Buckets:
                     "UPDATE buckets SET name=?, details=? WHERE id=?",
                     (new.name, json.dumps(details), old.id),
                 )
-            del self._known[name]
             self._known[new.name] = new
+            if new.name != name:
+                del self._known[name]
             return new
 
     def delete(self, name: str, if_match: str | None) -> None:

@@ -220,5 +220,4 @@ def tier(value: object) -> str:
 
 def timestamp(seconds: float) -> str:
     """A time as JSON has it: RFC 3339, UTC, milliseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
