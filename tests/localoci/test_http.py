@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import socket
 import threading
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from bootstream.errors import InvalidInput
 from bootstream.localoci.errors import ApiError, Disconnect
-from bootstream.localoci.http import Request, Response, json_response
+from bootstream.localoci.http import Body, BytesSource, Request, Response, json_response
 from bootstream.localoci.httpserver import HttpServer
 from bootstream.localoci.wire import Wire
 
@@ -280,3 +282,55 @@ def test_no_bytes_break_the_reader(pieces: list[bytes]) -> None:
                 request.body.read_all(1 << 20)
         except (ApiError, Disconnect):
             pass
+
+
+def test_too_many_connections_are_refused() -> None:
+    """One connection more than there may be is answered 503; when one ends there is room again."""
+    server = HttpServer(echo, connections=1)
+    server.start()
+    try:
+        first = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        first.request("GET", "/")
+        first.getresponse().read()
+        second = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        second.request("GET", "/")
+        response = second.getresponse()
+        assert response.status == 503
+        assert b"ServiceUnavailable" in response.read()
+        second.close()
+        first.close()
+        statuses = set()
+        for _ in range(1000):  # the first's thread may take a moment to see its end
+            second.request("GET", "/")
+            response = second.getresponse()
+            response.read()
+            second.close()
+            statuses.add(response.status)
+            if response.status == 200:
+                break
+        assert 200 in statuses
+    finally:
+        server.close()
+
+
+def test_signed_bodies_are_checked_while_they_are_read() -> None:
+    """A body that is not what was signed is 401 at its end, however it is read."""
+    digest = base64.b64encode(hashlib.sha256(b"abc").digest()).decode()
+    body = Body(BytesSource(b"abc"), 3)
+    body.expect_sha256(digest)
+    assert body.read_all() == b"abc"
+    for data in (b"abd", b""):
+        body = Body(BytesSource(data), len(data) or None)
+        body.expect_sha256(digest)
+        with pytest.raises(ApiError) as caught:
+            body.read_all()
+        assert caught.value.status == 401
+    with pytest.raises(ApiError):
+        Body(BytesSource(b""), 0).expect_sha256(digest)
+    with pytest.raises(ApiError):
+        Body(BytesSource(b"x"), 1).expect_sha256("no base64")
+    with pytest.raises(Disconnect):
+        Body(BytesSource(b"ab"), 3).read_all()
+    with pytest.raises(ApiError) as caught:
+        Body(BytesSource(b"abc"), None).read_all(2)
+    assert caught.value.status == 413
