@@ -26,6 +26,7 @@ from oci.auth.signers import (  # type: ignore[import-untyped]  # the same
     get_resource_principals_signer,
 )
 
+from bootstream.clouds.oci import sign
 from bootstream.localoci.errors import ApiError
 from bootstream.localoci.federation import Federation
 from bootstream.localoci.http import Body, BytesSource, Request
@@ -221,6 +222,25 @@ def test_workload_identity(server: LocalOciServer) -> None:
         region=server.region,
     )
     put_and_get(server, signer, "workload")
+
+
+@pytest.mark.parametrize(
+    "auth", ["api_key", "instance_principal", "resource_principal", "oke_workload_identity"]
+)
+def test_principals_of_our_own(server: LocalOciServer, auth: str) -> None:
+    """The kit opens each kind, and the server knows its key."""
+    principal = server.principal(auth)
+    assert principal.name == auth
+    assert principal.region == server.region
+    credentials = principal.credentials()
+    host = server.endpoint.partition("//")[2]
+    date = formatdate(usegmt=True)
+    headers = {"Date": date, "Authorization": sign(credentials, "GET", host, "/n", date=date)}
+    connection = HTTPConnection(host, timeout=10)
+    connection.request("GET", "/n", headers=headers)
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())) == (200, server.namespace)
+    connection.close()
 
 
 def test_policies_tell_principals_apart(

@@ -109,14 +109,17 @@ class LocalOciServer:
         self.workload_port = int(values.get("BOOTSTREAM_LOCAL_OCI_WORKLOAD_PORT", "0"))
 
     def principal(self, auth: str = "api_key", profile: str | None = None) -> Principal:
-        """Return a principal of ours that this server knows; the caller closes it.
+        """Return a principal of ours that this server knows.
 
         Args:
-            auth: its kind, as ``OCI_CLI_AUTH`` names it.
+            auth: its kind, as ``OCI_CLI_AUTH`` names it; ``oke_workload_identity`` needs
+                ``workload``, and asks at its port in the place of 12250.
             profile: of the config file.
         """
         from bootstream.clouds.oci import open_principal  # noqa: PLC0415 - not all need it
 
+        if auth == "oke_workload_identity":
+            return self._workload()
         return open_principal(
             auth=auth,
             config_file=self.config_file,
@@ -124,6 +127,18 @@ class LocalOciServer:
             environ=self.variables,
             metadata_base_url=self.metadata_base_url,
             federation_endpoint=self.federation_endpoint,
+        )
+
+    def _workload(self) -> Principal:
+        from bootstream.clouds.oci.workload import (  # noqa: PLC0415 - as above
+            WorkloadIdentityPrincipal,
+        )
+
+        return WorkloadIdentityPrincipal(
+            f"https://127.0.0.1:{self.workload_port}/resourcePrincipalSessionTokens",
+            region=self.region,
+            token_file=Path(self.variables["OCI_KUBERNETES_SERVICE_ACCOUNT_TOKEN_PATH"]),
+            ca_file=Path(self.variables["OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH"]),
         )
 
     def set_policies(self, document: Mapping[str, Any] | None) -> None:
