@@ -12,6 +12,7 @@ from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
     Traits,
+    check_names,
     client_options,
     load_obstore,
     no_retries,
@@ -79,6 +80,7 @@ class AWSBucketStorageProvider(BucketProvider):
                 object=bucket,
                 remedy=_TRAITS.remedies.credentials,
             )
+        check_names(bucket, endpoint, region=region)
         obstore = load_obstore(_TRAITS.extra)
         if path_style is None:
             path_style = endpoint is not None or "." in bucket  # no certificate is for two dots

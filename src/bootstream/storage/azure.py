@@ -12,6 +12,7 @@ from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
     Traits,
+    check_names,
     client_options,
     load_obstore,
     no_retries,
@@ -73,6 +74,7 @@ class AzureBlobStorageProvider(BucketProvider):
         ca_file: str | None = None,
         parallel: int = 16,
     ) -> None:
+        check_names(container, endpoint, account=account)
         obstore = load_obstore(_TRAITS.extra)
         base = (endpoint or f"https://{account}.blob.core.windows.net").rstrip("/")
         config: dict[str, Any] = {"account_name": account}

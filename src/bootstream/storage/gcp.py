@@ -16,6 +16,7 @@ from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
     Traits,
+    check_names,
     client_options,
     load_obstore,
     no_retries,
@@ -77,6 +78,7 @@ class GCPBucketStorageProvider(BucketProvider):
         ca_file: str | None = None,
         parallel: int = 16,
     ) -> None:
+        check_names(bucket, endpoint)
         obstore = load_obstore(_TRAITS.extra)
         base = (endpoint or _ENDPOINT).rstrip("/")
         config: dict[str, Any] = {}

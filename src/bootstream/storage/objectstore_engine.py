@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,13 @@ from typing import Any
 
 from bootstream.errors import InvalidInput
 from bootstream.storage.objectstore_errors import Remedies
+
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+_ENDPOINT = re.compile(
+    r"https?://([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])"
+    r"(:\d{1,5})?(/[A-Za-z0-9._~/-]*)?"
+)
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 PROGRESS_TIMEOUT = timedelta(seconds=60)
@@ -71,6 +79,37 @@ def load_obstore(extra: str) -> Any:
             remedy=f"pip install 'bootstream[{extra}]'",
         ) from None
     return obstore
+
+
+def check_names(bucket: str, endpoint: str | None = None, **names: str | None) -> None:
+    """Raise InvalidInput for what makes no URL: obstore panics at the first request with it.
+
+    Args:
+        bucket: or container.
+        endpoint: ``http`` or ``https``, a host, perhaps a port and a path; nothing else.
+        names: others that become a part of a host, e.g. a region.
+    """
+    if _BUCKET.fullmatch(bucket) is None:
+        raise InvalidInput(
+            "this cannot be the name of a bucket",
+            operation="open store",
+            object=ascii(bucket)[:120],
+            remedy="set TEMPLATE_BUCKET_NAME to the bucket's name alone",
+        )
+    for what, name in names.items():
+        if name is not None and _NAME.fullmatch(name) is None:
+            raise InvalidInput(
+                f"this cannot be the name of a {what}",
+                operation="open store",
+                object=ascii(name)[:120],
+            )
+    if endpoint is not None and _ENDPOINT.fullmatch(endpoint) is None:
+        raise InvalidInput(
+            "this is no endpoint",
+            operation="open store",
+            object=bucket,
+            remedy="write it like https://HOST[:PORT]",
+        )
 
 
 def client_options(endpoint: str | None, ca_file: str | None = None) -> dict[str, Any]:

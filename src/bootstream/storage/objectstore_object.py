@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -21,7 +22,7 @@ from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.objects import ObjectReader
 from bootstream.storage.objectstore import BucketProvider, plain_etag
 from bootstream.storage.objectstore_errors import parse
-from bootstream.storage.objectstore_parts import RANGE, PartSource, in_order, part_size
+from bootstream.storage.objectstore_parts import RANGE, PartSource, hand_over, in_order, part_size
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import (
     Metadata,
@@ -98,17 +99,21 @@ class BucketObject:
         if len(first) < length:
             self._put(first, metadata, None)
             return parts.count
+
+        def upload(pieces: Iterator[bytes]) -> Any:
+            return self._obstore.put(
+                self._provider.engine.parts,
+                self._path,
+                pieces,
+                attributes=self._attributes(metadata),
+                use_multipart=True,
+                chunk_size=length,
+                max_concurrency=min(_AT_ONCE, self._provider.engine.parallel),
+            )
+
         try:
             with self._provider.mapped("write object", self._path):
-                result = self._obstore.put(
-                    self._provider.engine.parts,
-                    self._path,
-                    parts.parts(first),
-                    attributes=self._attributes(metadata),
-                    use_multipart=True,
-                    chunk_size=length,
-                    max_concurrency=min(_AT_ONCE, self._provider.engine.parallel),
-                )
+                result = hand_over(parts.parts(first), upload)
         except BaseException:
             if parts.failure is not None:
                 raise parts.failure from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import Full, Queue
 from typing import TypeVar
 
 from bootstream.errors import InvalidInput
@@ -100,3 +101,42 @@ def in_order(calls: Iterator[Callable[[], T]], parallel: int, ahead: int) -> Ite
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def hand_over(pieces: Iterator[bytes], consume: Callable[[Iterator[bytes]], T]) -> T:
+    """Return what ``consume`` makes of ``pieces``, which are made in the calling thread.
+
+    obstore takes from an iterator in a thread of its runtime, where nothing may wait for
+    obstore again. A source may well do that: an object of another bucket, for example. What
+    ``pieces`` raises is raised in ``consume``, and then here.
+    """
+    queue: Queue[bytes | BaseException | None] = Queue(maxsize=1)
+
+    def taken() -> Iterator[bytes]:
+        while (piece := queue.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    with ThreadPoolExecutor(1, "bootstream-upload") as pool:
+        consumer = pool.submit(consume, taken())
+
+        def send(piece: bytes | BaseException | None) -> bool:
+            while not consumer.done():
+                try:
+                    queue.put(piece, timeout=0.2)
+                except Full:
+                    continue
+                return True
+            return False
+
+        try:
+            for piece in pieces:
+                if not send(piece):
+                    break
+        except BaseException as error:
+            send(error)
+            wait([consumer])
+            raise
+        send(None)
+        return consumer.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import http.server
+import io
 import json
 import random
 import ssl
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from bootstream.errors import (
 from bootstream.storage.aws import AWSBucketStorageProvider
 from bootstream.storage.azure import AzureBlobStorageProvider
 from bootstream.storage.gcp import GCPBucketStorageProvider
+from bootstream.storage.objects import copy_object
 from bootstream.storage.objectstore import in_utf8_order
 from bootstream.storage.objectstore_errors import Remedies, parse, store_error
 from bootstream.storage.objectstore_parts import PART, PartSource, part_size
@@ -485,3 +488,60 @@ def test_certificates(tmp_path: Path) -> None:
         server.server_close()
     with pytest.raises(InvalidInput, match="certificates"):
         GCPBucketStorageProvider("bucket", anonymous=True, ca_file=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("endpoint", [
+    "nonsense", "", "ftp://host", "http://", "http://user@host", "http://host:port",
+    "http://host/?query", "http://host/#part", "http://ho st", "http://host/\n", "http://[::1",
+])  # fmt: skip
+def test_endpoints_that_are_none(endpoint: str) -> None:
+    """Refused at once: at the first request they would be a panic."""
+    for make in (
+        lambda: AWSBucketStorageProvider("b", endpoint=endpoint, access_key="i", secret_key="s"),
+        lambda: GCPBucketStorageProvider("b", endpoint=endpoint, anonymous=True),
+        lambda: AzureBlobStorageProvider("b", account="a", endpoint=endpoint),
+    ):
+        with pytest.raises(InvalidInput):
+            make()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a\n", "ä", "-a", "a?b", "a" * 223])
+def test_names_that_are_none(name: str) -> None:
+    """Of buckets, regions and accounts."""
+    for make in (
+        lambda: AWSBucketStorageProvider(name, access_key="i", secret_key="s"),
+        lambda: AWSBucketStorageProvider("b", region=name, access_key="i", secret_key="s"),
+        lambda: GCPBucketStorageProvider(name, anonymous=True),
+        lambda: AzureBlobStorageProvider(name, account="a"),
+        lambda: AzureBlobStorageProvider("b", account=name),
+    ):
+        with pytest.raises(InvalidInput):
+            make()
+
+
+def test_copy_of_more_than_a_request_can(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through this host, metadata too."""
+    provider = over(moto)
+    data = bytes(range(256)) * 40_000
+    provider.open_object("from").read_from(io.BytesIO(data), metadata={"kept": "yes"})
+    monkeypatch.setattr(provider, "traits", replace(provider.traits, max_copy=1 << 20))
+    provider.copy_object("from", "to")
+    assert content(provider, "to") == data
+    assert dict(provider.open_object("to").stat().metadata) == {"kept": "yes"}
+
+
+def test_copy_between_stores(moto: Moto, azurite: Azurite) -> None:
+    """From one cloud to another, both through obstore, in parts."""
+    source = over(moto)
+    target = AzureBlobStorageProvider(
+        azurite.create_bucket(f"bucket-{uuid4().hex[:8]}"),
+        account=azurite.account,
+        account_key=azurite.account_key,
+        endpoint=azurite.endpoint,
+    )
+    data = bytes(range(256)) * 80_000
+    source.open_object("from").put(data)
+    assert copy_object(source.open_object("from"), target.open_object("to")) == len(data)
+    assert content(target, "to") == data
+    assert copy_object(target.open_object("to"), source.open_object("back")) == len(data)
+    assert content(source, "back") == data
