@@ -263,6 +263,13 @@ def test_probability_has_a_seed(server: Server) -> None:
     assert {200, 503} == set(runs[0])
 
 
+def test_rules_of_one_seed_differ(server: Server) -> None:
+    """Two rules do not fall on the same requests."""
+    for effect in ("status", "expired"):
+        server.add(effect, probability=0.5)
+    assert {200, 401, 503} == {server.ask("HEAD")[0] for _ in range(24)}
+
+
 def test_head_has_no_body_to_spoil(server: Server) -> None:
     """Faults of bodies leave HEAD, and errors, as they are."""
     for effect in ("cut", "flip", "short", "long"):

@@ -173,7 +173,9 @@ class _Active:
         self.rule = rule
         self.seen = 0
         self.hits = 0
-        self.random = random.Random(rule.seed)  # noqa: S311 - reproducible on purpose
+        # Reproducible on purpose; by what the rule is too, so that two of one seed differ.
+        kind = (rule.effect, rule.operation, rule.bucket, rule.object, rule.late, rule.upload)
+        self.random = random.Random(f"{rule.seed} {kind}")  # noqa: S311 - not a secret
 
     def takes(self, operation: Operation) -> bool:
         rule = self.rule
