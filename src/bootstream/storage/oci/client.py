@@ -99,6 +99,7 @@ class Client:
         bucket: the bucket's name.
         namespace: its namespace; None: it is looked up on first use.
         compartment: asked about when the namespace is looked up.
+        sleep: waits so many seconds, here and in whatever is made of these requests.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Client:
         self.bucket = bucket
         self._namespace = namespace
         self._compartment = compartment
-        self._sleep = sleep
+        self.sleep = sleep
         self._lock = threading.Lock()
         self._base = ""
         self._heads: dict[tuple[str, str], tuple[Credentials, float, bytes]] = {}
@@ -211,13 +212,13 @@ class Client:
             if outcome.status == 409 and outcome.code == "ConcurrentObjectUpdate":
                 contended += 1
                 if contended < _CONTENDED_ATTEMPTS:
-                    self._sleep(random.uniform(0, 0.05 * 2**contended))  # noqa: S311 - jitter
+                    self.sleep(random.uniform(0, 0.05 * 2**contended))  # noqa: S311 - jitter
                     continue
             there = False
             if outcome.status == 404 and outcome.code == "BucketNotFound":
                 there = strays > 0 and self._bucket_is_there(request)
                 if strays == 0 or (strays == 1 and there):
-                    self._sleep(_STRAY_WAITS[strays])
+                    self.sleep(_STRAY_WAITS[strays])
                     strays += 1
                     continue
             raise error_for(

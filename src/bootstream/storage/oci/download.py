@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -208,8 +206,6 @@ def fetch_resuming(
     view: memoryview,
     offset: int,
     etag: str,
-    *,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Piece:
     """``fetch``, going on where it broke off; attempts count anew with each progress."""
     done = 0
@@ -229,7 +225,7 @@ def fetch_resuming(
                 error.add_note(f"given up after {failed} attempts")
                 raise
             jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
-            sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
+            client.sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
         else:
             md5 = None if done else piece.md5
             return Piece(done + piece.count, piece.total, etag or piece.etag, md5)

@@ -80,6 +80,7 @@ class OCIBucketStorageObjectProvider:
             self._executor,
             min(self._parallel, PARALLEL_SAFE),
             self._part_size,
+            sleep=self._client.sleep,
         )
 
     def put(

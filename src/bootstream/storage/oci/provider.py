@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -45,6 +46,7 @@ class OCIBucketStorageProvider:
         part_size: bytes of an upload's part, from 64 KiB to 1 GiB; None: chosen by size.
         ca_file: certificates to trust instead of the system's.
         limits: time limits of requests.
+        sleep: waits so many seconds, between attempts; it may raise, to stop waiting.
 
     Raises:
         InvalidInput: one of them cannot be.
@@ -62,6 +64,7 @@ class OCIBucketStorageProvider:
         part_size: int | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         limits: TimeLimits | None = None,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         for value, form, name in (
             (bucket, _BUCKET, "bucket"),
@@ -79,7 +82,7 @@ class OCIBucketStorageProvider:
         if part_size is not None and not _MIN_PART <= part_size <= _MAX_PART:
             raise InvalidInput(f"a part has {_MIN_PART} to {_MAX_PART} bytes, not {part_size}")
         self._pool = Pool(endpoint, ca_file=ca_file, keep=max(32, 2 * parallel), limits=limits)
-        self._client = Client(self._pool, principal, bucket, namespace, compartment)
+        self._client = Client(self._pool, principal, bucket, namespace, compartment, sleep=sleep)
         self._parallel = parallel
         self._part_size = part_size
         self._executor = ThreadPoolExecutor(parallel, thread_name_prefix="oci-storage")
@@ -105,7 +108,7 @@ class OCIBucketStorageProvider:
     def copy_object(self, source: str, target: str) -> None:
         """Have the service copy an object, and wait for its work request; see the protocol."""
         validate_copy(source, target)
-        copy_object(self._client, source, target, self._region())
+        copy_object(self._client, source, target, self._region(), sleep=self._client.sleep)
 
     def _region(self) -> str:
         match = _HOST.search(self._pool.host)
