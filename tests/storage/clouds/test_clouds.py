@@ -24,8 +24,8 @@ from bootstream.testing.storagekit import ODD_NAMES
 class CloudConformance(StorageConformance):
     """What these servers can do in the time that a test may take."""
 
-    stream_size: ClassVar[int] = 24 << 20
-    key_count: ClassVar[int] = 1100
+    stream_size: ClassVar[int] = 18 << 20
+    key_count: ClassVar[int] = 1030
 
 
 class EtagOfContent:
