@@ -109,7 +109,7 @@ class MetadataConformance(StorageSuite):
 
     # -- copies -------------------------------------------------------------------------------
 
-    def test_copy(self, provider: StorageProvider) -> None:
+    def test_copy_keeps_metadata(self, provider: StorageProvider) -> None:
         """Bytes and metadata are the same; the source stays, and later has its own life."""
         metadata = {"kept": "yes"} if self.has_metadata else None
         source = provider.open_object("from/it")
