@@ -270,12 +270,15 @@ class _RetryObject:
     def write_to(self, sink: Sink) -> int:
         before = self.stat()
         watched = _Watched(sink=sink)
-        try:
-            return self._inner.write_to(watched)
-        except BootstreamError as error:
-            if watched.error is not None or not error.transient:
-                raise
-            self._provider.budget().wait(error)
+        budget = self._provider.budget()
+        while not watched.written:
+            # From the start as long as that is possible: a store may check the whole, not parts.
+            try:
+                return self._inner.write_to(watched)
+            except BootstreamError as error:
+                if watched.error is not None:
+                    raise
+                budget.wait(error)
         return self._resume(watched, before)
 
     def _resume(self, watched: _Watched, before: ObjectStat) -> int:

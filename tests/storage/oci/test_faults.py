@@ -396,6 +396,36 @@ def test_damaged_on_the_way_down() -> None:
         left[0] = 100
         with pytest.raises(Unavailable, match="damaged"):
             provider.open_object("a").write_to(io.BytesIO())
+        retrying = RetryStorageProvider(provider, RetryPolicy(3, first_wait=0.001))
+        sink = io.BytesIO()
+        with pytest.raises(Unavailable, match="damaged"):
+            retrying.open_object("a").write_to(sink)
+        assert sink.getvalue() == b"", "nothing that is damaged passes"
+        provider.close()
+
+
+def test_damaged_in_a_download_that_broke_off() -> None:
+    """What was gone on with is compared, too: the first answer's head had the checksum."""
+    bucket = MemoryBucket()
+    reads = [0]
+
+    def script(seen: Seen) -> bytes:
+        answer = bucket(seen)
+        if seen.method == "GET":
+            reads[0] += 1
+            if reads[0] == 1:
+                return answer[:-1000] + ScriptedServer.CLOSE
+            if reads[0] == 2:
+                return answer[:-1] + bytes([answer[-1] ^ 1])
+        return answer
+
+    with ScriptedServer(script) as server:
+        provider = provider_for(server)
+        provider.open_object("a").put(DATA)
+        sink = io.BytesIO()
+        provider.open_object("a").write_to(sink)
+        assert sink.getvalue() == DATA
+        assert reads[0] == 3
         provider.close()
 
 

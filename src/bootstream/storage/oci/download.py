@@ -77,16 +77,17 @@ def fetch(
         headers=f"range: bytes={offset}-{end}\r\n{condition}".encode("latin-1"),
         success=(200, 206, 416),
     )
-    version = [etag]
+    version: tuple[str, str | None] = (etag, None)
 
     def receive(connection: Connection, head: Head) -> Piece:
+        nonlocal version
         if head.status == 416:
             connection.receive_body(head, 1 << 16)
             return Piece(0, total_of(head), "")
         found = head.headers.get("etag", "")
         if not found or (etag and found != etag):
             raise Unsuitable("the answer is not of the object that was asked for")
-        version[0] = found
+        version = (found, head.headers.get("content-md5"))
         count, total = _expected(head, len(view), offset, end)
         if head.length is None:
             # Without a length in HTTP's words, the range still says how much there is.
@@ -101,12 +102,12 @@ def fetch(
             view[:count] = body
         else:
             connection.receive_into(view[:count])
-        return Piece(count, total, found, head.headers.get("content-md5"))
+        return Piece(count, total, *version)
 
     try:
         return client.exchange(request, receive)
     except Interrupted as error:
-        error.etag = version[0]
+        error.etag, error.md5 = version
         raise
 
 
@@ -210,6 +211,7 @@ def fetch_resuming(
     """``fetch``, going on where it broke off; attempts count anew with each progress."""
     done = 0
     failed = 0
+    md5: str | None = None
     while True:
         try:
             piece = fetch(client, target, path, view[done:], offset + done, etag)
@@ -218,6 +220,7 @@ def fetch_resuming(
                 raise
             if isinstance(error, Interrupted) and error.received:
                 failed = 0
+                md5 = md5 if done else error.md5
                 done += error.received
                 etag = etag or error.etag
             failed += 1
@@ -227,7 +230,9 @@ def fetch_resuming(
             jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
             client.sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
         else:
-            md5 = None if done else piece.md5
+            # The checksum is of the answer that began at the start; what others have may be
+            # of the rest alone.
+            md5 = md5 if done else piece.md5
             return Piece(done + piece.count, piece.total, etag or piece.etag, md5)
 
 

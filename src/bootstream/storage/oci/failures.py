@@ -34,10 +34,14 @@ _MESSAGE = 300
 
 
 class Interrupted(Unavailable):
-    """A body broke off; ``received`` of its bytes are in the buffer, of the version ``etag``."""
+    """A body broke off; ``received`` of its bytes are in the buffer, of the version ``etag``.
+
+    ``md5`` is the object's checksum as the answer's head has it, None where it has none.
+    """
 
     received: int = 0
     etag: str = ""
+    md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
