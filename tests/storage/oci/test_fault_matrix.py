@@ -40,3 +40,18 @@ def test_operation(stage: Stage, operation: str) -> None:
     """It ends as promised, or in an error that names what was done to what, under each fault."""
     for kind in FAULTS:
         _run(stage, operation, kind, 0)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind", "number"),
+    [
+        # A checksum that did not fit, again and again: the retry wrapper went on in pieces,
+        # which have none, and passed the damaged bytes on.
+        ("download small", "flip", 1),
+        # A proxy's page with a status of success was taken for a deletion.
+        ("delete", "cut", 2),
+    ],
+)
+def test_regression(stage: Stage, operation: str, kind: str, number: int) -> None:
+    """What the matrix found once."""
+    _run(stage, operation, kind, number)

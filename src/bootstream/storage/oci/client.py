@@ -169,9 +169,9 @@ class Client:
 
         def receive(connection: Connection, head: Head) -> Answer:
             body = connection.receive_body(head, limit) if request.method != "HEAD" else b""
-            if "opc-request-id" not in head.headers and "html" in head.headers.get(
-                "content-type", ""
-            ):
+            # HEAD may be told of an object that is a page itself; nothing else here has one.
+            own = request.method == "HEAD" and "opc-request-id" in head.headers
+            if "html" in head.headers.get("content-type", "").lower() and not own:
                 raise Unsuitable("the answer is a page for people, not the storage's")
             return Answer(head.status, head.headers, body)
 
