@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _BUCKET_SEEN_SECONDS = 60.0
 _NOWHERE = ".bootstream-none"
 _PROBE = ".bootstream-probe"
+_NO_ETAG = "00000000000000000000000000000000"
 _PAGE = 1000
 
 
@@ -65,6 +66,7 @@ class BucketProvider:
         self._probing = threading.Lock()
         self._bucket_seen = float("-inf")
         self._conditions: bool | None = None
+        self._quoted = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.engine.bucket!r})"
@@ -285,7 +287,7 @@ class BucketProvider:
         obstore, store = self.engine.obstore, self.engine.once
         path = f"{_PROBE}/{uuid4().hex}"
         try:
-            obstore.put(store, path, b"1", mode="create")
+            etag = plain_etag(obstore.put(store, path, b"1", mode="create")["e_tag"])
         except (obstore.exceptions.BaseError, OSError) as error:
             answer = parse(error)
             if answer.status in (400, 405, 501):
@@ -295,11 +297,30 @@ class BucketProvider:
                 return True  # who may not write needs no conditions
             raise failure from None
         try:
-            other = {"e_tag": '"00000000000000000000000000000000"', "version": "1"}
-            return self._refuses(path, "create") and self._refuses(path, other)
+            return self._refuses(path, "create") and self._knows_etags(path, etag)
         finally:
             with suppress(obstore.exceptions.BaseError, OSError):  # one that stays does no harm
                 obstore.delete(store, path)
+
+    def _knows_etags(self, path: str, etag: str) -> bool:
+        """Tell whether an object is replaced by its own etag only, and learn how that is written.
+
+        RFC 9110, section 13.1.1, has it in quotes; Ceph's radosgw of version 16 knows an etag
+        in ``If-Match`` only without.
+        """
+        other = {"e_tag": f'"{_NO_ETAG}"', "version": "1"}
+        if self.traits.versions or not etag:
+            return self._refuses(path, other)
+        if not self._refuses(path, {"e_tag": f'"{etag}"'}):
+            return self._refuses(path, other)
+        if self._refuses(path, {"e_tag": etag}) or not self._refuses(path, {"e_tag": _NO_ETAG}):
+            return False
+        self._quoted = False
+        return True
+
+    def condition(self, etag: str) -> str:
+        """Return an etag as a condition of this store has it."""
+        return f'"{etag}"' if self._quoted else etag
 
     def _probe_error(self, answer: Answer, object: str) -> BootstreamError:
         """Return the error for an answer, without any further request."""

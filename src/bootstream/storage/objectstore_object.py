@@ -168,7 +168,7 @@ class BucketObject:
                 object=self._path,
                 remedy="use Google's own storage, or another that has them",
             )
-        mode = {"e_tag": f'"{if_match}"'}
+        mode = {"e_tag": self._provider.condition(if_match)}
         if version is not None:
             mode["version"] = version
         try:
