@@ -334,3 +334,14 @@ def test_signed_bodies_are_checked_while_they_are_read() -> None:
     with pytest.raises(ApiError) as caught:
         Body(BytesSource(b"abc"), None).read_all(2)
     assert caught.value.status == 413
+
+
+def test_date_is_by_the_servers_clock() -> None:
+    """A clock that is wrong shows, so that clients can tell by how much."""
+    server = HttpServer(echo, clock=lambda: 86_400.0)
+    server.start()
+    try:
+        answer = talk(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    finally:
+        server.close()
+    assert b"date: fri, 02 jan 1970 00:00:00 gmt" in answer.lower()

@@ -126,7 +126,9 @@ class LocalCloud:
                 self._workload = self._listen(plan.workload_port, self._listen_to_pods)
                 self._servers.callback(self._workload.close)
             handler = services.around(self._application.handle)
-            self._server = self._listen(plan.port, lambda port: HttpServer(handler, port=port))
+            self._server = self._listen(
+                plan.port, lambda port: HttpServer(handler, port=port, clock=clock)
+            )
             self._servers.callback(self._server.close)
             self.place = Place(
                 self._server.url, plan.bucket, self._workload.port if self._workload else None

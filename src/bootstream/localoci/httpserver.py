@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class HttpServer:
         idle: seconds that a connection may wait for its next bytes, or for its client to take
             some.
         connections: how many there may be at once; more are answered 503.
+        clock: seconds of the epoch, for the header ``Date``.
 
     Raises:
         InvalidInput: the address is not a loopback address.
@@ -58,6 +60,7 @@ class HttpServer:
         *,
         idle: float = 60.0,
         connections: int = 1024,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if not address.is_loopback:
@@ -76,7 +79,8 @@ class HttpServer:
         self._closing = False
         self._ids = itertools.count(1)
         self._prefix = f"local-1:{os.urandom(8).hex().upper()}"
-        self._date = (0, "")
+        self._clock = clock
+        self._date = (-1, "")
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         self._socket = socket.create_server((str(address), port), family=family, backlog=512)
         self.port: int = self._socket.getsockname()[1]
@@ -224,7 +228,7 @@ class HttpServer:
         return True
 
     def _now(self) -> str:
-        second = int(time.time())
+        second = int(self._clock())
         if self._date[0] != second:
             self._date = (second, formatdate(second, usegmt=True))
         return self._date[1]
