@@ -99,9 +99,9 @@ class BucketProvider:
                 )
             last = name
             if meta["path"].startswith(prefix):
-                yield ObjectInfo(
-                    meta["path"], meta["size"], plain_etag(meta["e_tag"]), meta["last_modified"]
-                )
+                # Some lists tell fractions of a second, which no header of an object does.
+                changed = meta["last_modified"].replace(microsecond=0)
+                yield ObjectInfo(meta["path"], meta["size"], plain_etag(meta["e_tag"]), changed)
 
     def _pages(self, prefix: str | None) -> Iterator[Any]:
         about = prefix or self.engine.bucket
