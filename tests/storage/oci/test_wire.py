@@ -205,10 +205,11 @@ def test_any_text_as_a_time(text: str) -> None:
 @pytest.mark.parametrize("given_size", [64 << 10, 4 << 20, 1 << 30])
 @pytest.mark.parametrize("size", [1, 5 << 20, (40 << 30) + 1, 1 << 40, MAX_OBJECT])
 def test_parts_of_a_known_size(size: int, given_size: int) -> None:
-    """Never more parts than there can be, and none smaller than was asked for."""
+    """As large as was asked for, unless there would be more parts than there can be."""
     part = part_bytes(1, size, given_size)
     assert part >= given_size
     assert -(-size // part) <= MAX_PARTS
+    assert part == given_size or size > given_size * (MAX_PARTS - 1)
     assert part_bytes(777, size, given_size) == part
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import random
 import stat as stat_module
@@ -56,6 +57,7 @@ _GROW_EVERY = 800  # parts of one size, in a stream of unknown length
 _ATTEMPTS = 5
 _ROUND = 1 << 20
 _LONGEST_WAIT = 30.0
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -99,7 +101,7 @@ def part_bytes(number: int, size: int | None, least: int) -> int:
     if size is None:
         return least << ((number - 1) // _GROW_EVERY)
     needed = -(-size // (MAX_PARTS - 1))
-    return max(least, -(-needed // _ROUND) * _ROUND)
+    return least if needed <= least else -(-needed // _ROUND) * _ROUND
 
 
 def checksum_lines(sha256: bytes) -> bytes:
@@ -377,9 +379,9 @@ class Uploader:
         try:
             self._patiently(lambda: self._client.call(request))
         except BootstreamError as trouble:
-            error.add_note(
-                f"its parts could not be removed ({trouble}); collecting uploads removes them"
-            )
+            message = f"its parts could not be removed ({trouble}); collecting uploads removes them"
+            error.add_note(message)
+            _LOG.warning("%s: %s", self._path, message)  # the error may be repeated away
 
     def _upload_target(self, upload: str) -> str:
         base = self._client.base()
