@@ -41,6 +41,7 @@ PART = 64 << 10
 LARGE = "matrix-large"
 LARGE_SIZE = (13 << 20) + 4321  # beyond what one request reads, and several pieces of a download
 _SILENCE = 0.3
+_ABORTS = 5  # attempts at an abort: so much trouble leaves parts for the next collection
 _LATE = timedelta(seconds=-5)  # older than this is everything
 
 Act = Callable[[], Any]
@@ -287,7 +288,8 @@ def _upload(case: Case, new: bytes, act: Act) -> tuple[Act, Check]:
         assert case.content(case.key) in ((new,) if error is None else (old, new))
         left = [one for one in unfinished_uploads(case.stage.client) if one.name == case.key]
         notes = " ".join(getattr(error, "__notes__", ()))
-        if left and "could not be removed" not in notes:
+        given_up = case.hits(operation="AbortMultipartUpload") >= _ABORTS
+        if not given_up and "could not be removed" not in notes:
             # An upload whose id was lost with an answer has no parts, and costs nothing.
             assert case.hits(operation="CreateMultipartUpload") >= len(left), "an upload is left"
             for upload in left:
@@ -314,7 +316,7 @@ def upload_parts(case: Case) -> tuple[Act, Check]:
 
 def upload_file(case: Case) -> tuple[Act, Check]:
     """A file, in one part or several."""
-    new = case.data(0, 5 * PART)
+    new = case.data(PART // 2, 5 * PART)
     path = case.stage.folder / "file"
     path.write_bytes(new)
     return _upload(case, new, lambda: case.store.open_object(case.key).write_from_file_system(path))
@@ -478,7 +480,7 @@ OPERATIONS: dict[str, tuple[Operation, list[str]]] = {
     "download large": (download_large, ["GetObject", "GetObject", "HeadObject"]),
     "upload small": (upload_small, ["PutObject"]),
     "upload in parts": (upload_parts, _PARTS),
-    "upload file": (upload_file, [*_PARTS, "PutObject", "AbortMultipartUpload"]),
+    "upload file": (upload_file, [*_PARTS, "UploadPart", "AbortMultipartUpload"]),
     "stat": (stat, ["HeadObject"]),
     "exists": (exists, ["HeadObject", "GetObject"]),
     "list": (listing, ["ListObjects"]),
@@ -548,10 +550,10 @@ def draw_rule(kind: str, requests: list[str], rng: random.Random) -> dict[str, A
             if kind == "upload stall":
                 rule["seconds"] = 3 * _SILENCE
                 counts = brief
-    rule["operation"] = rng.choice([*requests, "*"])
+    rule["operation"] = rng.choice([*requests, *requests, "*"])
     rule["count"] = rng.choice(counts)
-    rule["skip"] = rng.choice([0, 0, 0, 1, 2, 3])
-    if rng.random() < 0.2:
+    rule["skip"] = rng.choice([0, 0, 0, 0, 1, 3])
+    if rng.random() < 0.1:
         rule |= {"probability": 0.5, "seed": rng.randrange(1 << 30)}
     return rule
 
@@ -567,15 +569,18 @@ def draw_rules(kind: str, requests: list[str], rng: random.Random) -> list[dict[
 # -- running -------------------------------------------------------------------------------------
 
 
-def run(stage: Stage, operation: str, kind: str, number: int) -> None:
-    """Run one case; what it finds is an AssertionError."""
-    seed = f"{operation}/{kind}/{number}"
+def run(stage: Stage, seed: str, rules: list[dict[str, Any]] | None = None) -> None:
+    """Run the case of a seed, which is ``OPERATION/FAULT/NUMBER``; under ``rules``, if given.
+
+    What it finds is an AssertionError.
+    """
+    operation, kind, _ = seed.split("/")
     rng = random.Random(seed)
     stage.set_faults([])
     case = Case(stage, seed, rng, stage.store(rng), "m/" + seed.replace(" ", "-"))
     prepare, requests = OPERATIONS[operation]
     act, check = prepare(case)
-    case.rules = draw_rules(kind, requests, rng)
+    case.rules = draw_rules(kind, requests, rng) if rules is None else rules
     stage.set_faults(case.rules)
     result, error = None, None
     try:
@@ -588,5 +593,8 @@ def run(stage: Stage, operation: str, kind: str, number: int) -> None:
         case.met = stage.oci.faults.rules()
         stage.set_faults([])
     check(result, error)
+    stage.clean.open_object(case.key).delete()
     stage.clean.delete_objects_with_prefix(case.key)
     stage.clean.collect_uploads(_LATE)
+    left = [one.name for one in unfinished_uploads(stage.client)]
+    assert case.key not in left, "collecting leaves it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from tests.storage.oci.matrix import FAULTS, OPERATIONS, Stage, run
@@ -24,12 +25,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         stage.close()
 
 
-def _run(stage: Stage, operation: str, kind: str, number: int) -> None:
+def _run(stage: Stage, seed: str, rules: list[dict[str, Any]] | None = None) -> None:
     pool = ThreadPoolExecutor(1)
     try:
-        pool.submit(run, stage, operation, kind, number).result(_HANG)
+        pool.submit(run, stage, seed, rules).result(_HANG)
     except BaseException as error:
-        error.add_note(f"seed: {operation}/{kind}/{number}")
+        error.add_note(f"seed: {seed}")
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -39,19 +40,29 @@ def _run(stage: Stage, operation: str, kind: str, number: int) -> None:
 def test_operation(stage: Stage, operation: str) -> None:
     """It ends as promised, or in an error that names what was done to what, under each fault."""
     for kind in FAULTS:
-        _run(stage, operation, kind, 0)
+        _run(stage, f"{operation}/{kind}/0")
 
 
-@pytest.mark.parametrize(
-    ("operation", "kind", "number"),
-    [
-        # A checksum that did not fit, again and again: the retry wrapper went on in pieces,
-        # which have none, and passed the damaged bytes on.
-        ("download small", "flip", 1),
-        # A proxy's page with a status of success was taken for a deletion.
-        ("delete", "cut", 2),
-    ],
-)
-def test_regression(stage: Stage, operation: str, kind: str, number: int) -> None:
+REGRESSIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    # The retry wrapper went on in pieces, which have no checksum, when the whole had not
+    # matched its own.
+    "damaged again and again": ("download small/flip/1", [{"effect": "flip", "after": 1}]),
+    "damaged after a break": (
+        "download small/flip/1",
+        [
+            {"effect": "cut", "after": 500, "operation": "GetObject", "count": 1},
+            {"effect": "flip", "after": 1, "operation": "GetObject", "skip": 1, "count": 1},
+        ],
+    ),
+    # It was taken for a deletion, as it comes with the status of one.
+    "a page answers to a deletion": (
+        "delete/html/1",
+        [{"effect": "html", "status": 200, "operation": "DeleteObject"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_regression(stage: Stage, name: str) -> None:
     """What the matrix found once."""
-    _run(stage, operation, kind, number)
+    _run(stage, *REGRESSIONS[name])
