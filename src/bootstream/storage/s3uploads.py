@@ -143,8 +143,11 @@ class _Session:
         while True:
             body, date = self._send("GET", "", query, (200,))
             root = _parse(body)
-            # A server that knows no encodings says so by not naming the one that was asked for.
-            decode = unquote_plus if root.findtext("EncodingType") == "url" else str
+            encoded = root.findtext("EncodingType") == "url"
+            if not encoded and "encoding-type" in query:
+                del query["encoding-type"]
+                continue  # some then encode names in silence (Ceph), others do not (nanio)
+            decode = unquote_plus if encoded else str
             for item in root.findall("Upload"):
                 key = decode(item.findtext("Key", ""))
                 began = _time(item.findtext("Initiated", ""))
