@@ -99,6 +99,8 @@ class BucketObject:
         if len(first) < length:
             self._put(first, metadata, None)
             return parts.count
+        rest = parts.parts(first)
+        del first  # it would stay until the end
 
         def upload(pieces: Iterator[bytes]) -> Any:
             return self._obstore.put(
@@ -113,7 +115,7 @@ class BucketObject:
 
         try:
             with self._provider.mapped("write object", self._path):
-                result = hand_over(parts.parts(first), upload)
+                result = hand_over(rest, upload)
         except BaseException:
             if parts.failure is not None:
                 raise parts.failure from None

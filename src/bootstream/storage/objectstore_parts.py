@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from io import BytesIO
 from queue import Full, Queue
 from typing import TypeVar
 
 from bootstream.errors import InvalidInput
-from bootstream.storage.protocol import ReadableBuffer, Source
+from bootstream.storage.protocol import Source
 
 T = TypeVar("T")
 
@@ -48,20 +49,20 @@ class PartSource:
 
     def take(self) -> bytes:
         """Return the next part: shorter, or empty, only at the end."""
-        pieces: list[ReadableBuffer] = []
+        part = BytesIO()  # it hands out its bytes without a copy
         length = 0
         while length < self._size and not self._ended:
             piece = memoryview(self._source.read(self._size - length)).cast("B")
-            # A source may use its buffer again: pieces are copied, whole parts once.
-            pieces.append(piece if len(piece) == self._size else bytes(piece))
+            part.write(piece)
             length += len(piece)
             self._ended = not piece
         self.count += length
-        return b"".join(pieces)
+        return part.getvalue()
 
     def parts(self, first: bytes) -> Iterator[bytes]:
         """Yield ``first`` and all parts after it; remember what the source raises."""
         part = first
+        del first
         while part:
             if self.count > self._limit:
                 self.failure = InvalidInput(
@@ -71,6 +72,7 @@ class PartSource:
                 )
                 raise self.failure
             yield part
+            part = b""  # it is freed while the next one is read
             try:
                 part = self.take()
             except BaseException as error:
