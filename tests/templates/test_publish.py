@@ -107,6 +107,17 @@ def test_published_build_is_listed_and_resolved(storage: MemoryStorageProvider) 
     assert heartbeat_path(build) not in objects(storage)
 
 
+def test_a_child_is_younger_than_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the storage's clock tells whole seconds: listings keep their order."""
+    storage = MemoryStorageProvider()
+    still = replace(storage.details(), now=datetime(2026, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(storage, "details", lambda: still)
+    builds = [make(storage)]
+    for _ in range(9):
+        builds.append(make(storage, parent=builds[-1]))
+    assert [listed.manifest.build_id for listed in Catalogue(storage).builds()] == builds
+
+
 def test_build_in_progress_is_invisible(storage: MemoryStorageProvider) -> None:
     """Nothing lists or resolves a build before its manifest."""
     with start(storage) as session:

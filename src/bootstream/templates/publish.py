@@ -28,6 +28,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime, timedelta
 from types import TracebackType
 
 from bootstream.errors import (
@@ -85,6 +86,7 @@ class BuildSession:
         self.template_id = template_id
         self.build_id = build_id
         self._marks: set[str] = set()
+        self._parent_created: datetime | None = None
         self._lost = threading.Event()
         self._finished = False
         details = storage.details()
@@ -161,7 +163,9 @@ class BuildSession:
         for build_id in {parent, *packs} - {self.build_id}:
             self._marks.add(build_id)
             self.storage.open_object(dependent_path(build_id, self.build_id)).put(b"")
-        return read_published(self.storage, parent)[0]
+        manifest = read_published(self.storage, parent)[0]
+        self._parent_created = manifest.created
+        return manifest
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Make the build exist, for everyone, at once; return what was published.
@@ -182,7 +186,7 @@ class BuildSession:
             )
         mark = self.storage.open_object(build_of_template_path(self.template_id, self.build_id))
         mark.put(b"")
-        manifest = replace(manifest, state="published", created=self.storage.details().now)
+        manifest = replace(manifest, state="published", created=self._now())
         target = self.storage.open_object(manifest_path(self.build_id))
         try:
             target.put(manifest.to_json(), if_none_match=True)
@@ -200,6 +204,13 @@ class BuildSession:
         except Unavailable as error:  # it is published; what is left is collected later
             log.warning("after publishing %s: %s", self.build_id, error)
         return manifest
+
+    def _now(self) -> datetime:
+        """The storage's time; many storages tell whole seconds, and a child is the younger one."""
+        now = self.storage.details().now
+        if self._parent_created is not None:
+            return max(now, self._parent_created + timedelta(microseconds=1))
+        return now
 
     def abandon(self) -> None:
         """Remove everything the session wrote, the heartbeat last; idempotent."""
