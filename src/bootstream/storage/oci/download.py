@@ -31,6 +31,7 @@ PIECE = 4 << 20
 SPLIT = 12 << 20  # a single read from this size on is worth several requests
 _WINDOW = 10  # pieces in memory at once
 _ATTEMPTS = 5
+_PROGRESS = 64 << 10  # less than this an attempt is no progress: it could go on byte by byte
 _VERSIONS = 3
 _LONGEST_WAIT = 30.0
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})\Z")
@@ -208,7 +209,7 @@ def fetch_resuming(
     offset: int,
     etag: str,
 ) -> Piece:
-    """``fetch``, going on where it broke off; attempts count anew with each progress."""
+    """``fetch``, going on where it broke off; attempts count anew with real progress."""
     done = 0
     failed = 0
     md5: str | None = None
@@ -219,7 +220,8 @@ def fetch_resuming(
             if not error.transient:
                 raise
             if isinstance(error, Interrupted) and error.received:
-                failed = 0
+                if error.received >= _PROGRESS:
+                    failed = 0
                 md5 = md5 if done else error.md5
                 done += error.received
                 etag = etag or error.etag
