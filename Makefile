@@ -14,7 +14,7 @@ TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: apt-packages demo test tools lint types layers check programs clean
+.PHONY: apt-packages demo test tools radosgw lint types layers check programs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bootstream demo
@@ -23,6 +23,10 @@ test: programs $(VENV)/.dev $(VENV)/.tools
 	@echo "Making a Debian image to test with, unless it is there already" && \
 		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null
 	$(BIN)/pytest -n auto --dist loadscope
+
+# Needs root and: radosgw ceph-mon ceph-osd ceph-common. Not a part of `make test`.
+radosgw: $(VENV)/.dev
+	$(BIN)/pytest tests/storage/radosgw/conformance.py
 
 check: lint types layers
 
