@@ -80,6 +80,25 @@ def test_waiting_ends_with_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert interruption.signum == signal.SIGINT
 
 
+def test_too_late_to_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the work is settled signals change nothing, to the end of the process."""
+    monkeypatch.setattr(interrupt, "PATIENCE_SECONDS", 0.05)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGINT)
+            interruption.settle()
+            signal.raise_signal(signal.SIGTERM)
+            interruption.check()
+            assert interruption.signum is None
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("images") / "one"

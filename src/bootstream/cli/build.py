@@ -124,6 +124,7 @@ def build(
         published = wiring.open_builder(cli.settings, cli.storage).from_image(
             image, target, build_id=build_id, options=wanted, progress=progress
         )
+        cli.interruption.settle()
     print_published(cli, published, as_json=as_json)
 
 

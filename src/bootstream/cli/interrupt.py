@@ -34,6 +34,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._noticed = False
+        self._settled = False
         self._previous: dict[int, _Handler] = {}
         self._pipe: tuple[int, int] | None = None
 
@@ -49,6 +50,16 @@ class Interruption:
         os.read(self._pipe[0], 1)
         self._noticed = True
 
+    def settle(self) -> None:
+        """Say that what was asked for is done, for good: an interruption comes too late.
+
+        From here to the end of the process signals are ignored, so that the exit code
+        says what is so. Called while entered.
+        """
+        self._settled = True
+        self._noticed = True
+        self.signum = None
+
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
@@ -59,6 +70,8 @@ class Interruption:
         return self
 
     def _asked(self, signum: int, _frame: FrameType | None) -> None:
+        if self._settled:
+            return
         if self.signum is not None:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -82,7 +95,8 @@ class Interruption:
         if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+            ignored = self._settled and signum in _SIGNALS
+            signal.signal(signum, signal.SIG_IGN if ignored else handler)
         self._previous.clear()
         if self._pipe is not None:
             for descriptor in self._pipe:

@@ -98,4 +98,5 @@ def import_(
         published = wiring.open_builder(cli.settings, cli.storage).from_files(
             files, target, build_id=build_id, options=wanted, progress=progress
         )
+        cli.interruption.settle()
     print_published(cli, published, as_json=as_json)
