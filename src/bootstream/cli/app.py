@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -156,6 +157,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code. Never raises."""
     cli = Cli()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``main`` left it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _complete()
         code = _invoke(list(arguments), cli)
         sys.stdout.flush()
