@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -245,8 +245,3 @@ class BuildSession:
             if error is None:
                 raise
             error.add_note(f"cleaning up failed too: {trouble}")
-
-
-def depends_on(packs: Mapping[str, Iterable[str]], build_id: str) -> tuple[str, ...]:
-    """Return the builds, other than itself, whose packs the indexes of a build name."""
-    return tuple(sorted({pack for names in packs.values() for pack in names} - {build_id}))
