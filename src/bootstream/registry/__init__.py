@@ -1,0 +1,1 @@
+"""Template images in a cloud's own container registry, behind one interface."""
