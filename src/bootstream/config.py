@@ -15,6 +15,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies
 
 STORAGE_PROVIDERS = ("Local", "OCIBucket", "AWSBucket", "GCPBucket", "AzureBlob")
 
@@ -143,6 +144,7 @@ class Settings:
     azure: AzureSettings = AzureSettings()
     limits: LimitSettings = LimitSettings()
     ca_file: Path | None = None
+    proxies: Proxies = NO_PROXIES
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -194,6 +196,7 @@ class Settings:
                 download=_rate(environ, "BOOTSTREAM_DOWNLOAD_RATE"),
             ),
             ca_file=_folder(get("BOOTSTREAM_STORAGE_CA_FILE")),
+            proxies=Proxies.from_environment(environ),
         )
 
 
