@@ -5,22 +5,12 @@ from __future__ import annotations
 import re
 
 from bootstream.errors import InvalidInput
+from bootstream.ids import validate_build_id
 
-_BUILD_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+__all__ = ["artifact_path", "index_path", "pack_path", "validate_artifact", "validate_build_id"]
+
 _ARTIFACT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"heartbeat", "manifest.json"})
-
-
-def validate_build_id(text: str) -> str:
-    """Return ``text`` if it is a UUID in lower case; raises InvalidInput."""
-    if _BUILD_ID.fullmatch(text) is None:
-        raise InvalidInput(
-            "this is not a build id",
-            operation="read build id",
-            object=ascii(text)[:80],
-            remedy="build ids are UUIDs in lower case, as 'bootstream build' prints them",
-        )
-    return text
 
 
 def validate_artifact(text: str) -> str:

@@ -18,44 +18,44 @@ import re
 import uuid
 from dataclasses import dataclass
 
-from bootstream.chunks.names import validate_build_id
 from bootstream.errors import InvalidInput
+from bootstream.ids import is_build_id, validate_build_id, validate_template_id
+
+__all__ = [
+    "DEFAULT_TAG",
+    "DEPENDENTS",
+    "LEASES",
+    "TEMPLATES",
+    "TemplateName",
+    "build_of_template_path",
+    "build_prefix",
+    "builds_prefix",
+    "dependent_path",
+    "dependents_prefix",
+    "heartbeat_path",
+    "is_build_id",
+    "lease_path",
+    "leases_prefix",
+    "manifest_path",
+    "new_build_id",
+    "tag_path",
+    "tags_prefix",
+    "validate_build_id",
+    "validate_tag",
+    "validate_template_id",
+]
 
 DEFAULT_TAG = "latest"
 DEPENDENTS = "dependents/"
 LEASES = "leases/"
 TEMPLATES = "templates/"
 
-_TEMPLATE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def new_build_id() -> str:
     """Return a fresh build id: a random UUID in lower case."""
     return str(uuid.uuid4())
-
-
-def is_build_id(text: str) -> bool:
-    """Tell whether ``text`` has the form of a build id."""
-    return _UUID.fullmatch(text) is not None
-
-
-def validate_template_id(text: str) -> str:
-    """Return ``text`` if it may name a template; raises InvalidInput.
-
-    A name in the form of a build id is refused too: it would be taken for a build
-    wherever either may be given.
-    """
-    if _TEMPLATE_ID.fullmatch(text) is None or is_build_id(text):
-        raise InvalidInput(
-            "this cannot name a template",
-            operation="read template name",
-            object=repr(text)[:80],
-            remedy="use 1 to 63 lower-case letters, digits and '-', starting with a letter or "
-            "digit, and not the form of a build id",
-        )
-    return text
 
 
 def validate_tag(text: str) -> str:
