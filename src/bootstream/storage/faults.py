@@ -50,6 +50,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 __all__ = [
     "ALL",
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 
-class FaultStorageProvider:
+class FaultStorageProvider(ProviderWrapper):
     """``inner``, with faults.
 
     Args:
@@ -82,7 +83,7 @@ class FaultStorageProvider:
         seed: int = 0,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._faults = Faults(faults, seed=seed, sleep=sleep)
 
     @property
@@ -100,9 +101,9 @@ class FaultStorageProvider:
 
     # -- the provider -------------------------------------------------------------------------
 
-    def open_object(self, path: str) -> StorageObject:
-        """Return a handle; touches nothing, so nothing goes wrong."""
-        return _FaultObject(self._inner.open_object(path), self._faults)
+    def wrap(self, inner: StorageObject) -> StorageObject:
+        """Return a handle whose operations fail as they are told to."""
+        return _FaultObject(inner, self._faults)
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield everything below ``prefix``, or break off."""
@@ -201,18 +202,14 @@ class _FaultySink:
         self._offset = end
 
 
-class _FaultObject:
+class _FaultObject(ObjectWrapper):
     """One object of the store that fails as it is told to."""
 
-    __slots__ = ("_faults", "_inner")
+    __slots__ = ("_faults",)
 
     def __init__(self, inner: StorageObject, faults: Faults) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._faults = faults
-
-    @property
-    def path(self) -> str:
-        return self._inner.path
 
     def write_from_file_system(
         self, path: str | PathLike[str], *, metadata: Metadata | None = None

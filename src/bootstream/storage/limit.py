@@ -42,11 +42,12 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 _BURST_SECONDS = 0.25
 
 
-class LimitStorageProvider:
+class LimitStorageProvider(ProviderWrapper):
     """``inner``, used within limits. Safe to use from several threads.
 
     Args:
@@ -81,17 +82,14 @@ class LimitStorageProvider:
                 raise InvalidInput(
                     f"{value} is no limit", operation="limit storage", object=name, remedy="above 0"
                 )
-        self._inner = inner
+        super().__init__(inner)
         self._slots = _Slots(concurrency)
         self._up = _Bandwidth(upload, sleep, clock)
         self._down = _Bandwidth(download, sleep, clock)
 
-    def __repr__(self) -> str:
-        return f"LimitStorageProvider({self._inner!r})"
-
-    def open_object(self, path: str) -> StorageObject:
-        """Return a handle; touches nothing."""
-        return _LimitObject(self._inner.open_object(path), self._slots, self._up, self._down)
+    def wrap(self, inner: StorageObject) -> StorageObject:
+        """Return a handle whose operations are limited."""
+        return _LimitObject(inner, self._slots, self._up, self._down)
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield everything below ``prefix``; a slot is held while the store looks for the next."""
@@ -263,22 +261,18 @@ class _PacedSink:
             self._sink.write(data)
 
 
-class _LimitObject:
+class _LimitObject(ObjectWrapper):
     """One object of the store that is used gently."""
 
-    __slots__ = ("_down", "_inner", "_slots", "_up")
+    __slots__ = ("_down", "_slots", "_up")
 
     def __init__(
         self, inner: StorageObject, slots: _Slots, up: _Bandwidth, down: _Bandwidth
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._slots = slots
         self._up = up
         self._down = down
-
-    @property
-    def path(self) -> str:
-        return self._inner.path
 
     def write_from_file_system(
         self, path: str | PathLike[str], *, metadata: Metadata | None = None

@@ -30,6 +30,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 _BUCKETS = 33  # the last: 2**32 us, 72 minutes, and everything longer
 
@@ -115,7 +116,7 @@ class _Timed:
         self._metrics.record(self._operation, self._began, self.size, error)
 
 
-class MetricsStorageProvider:
+class MetricsStorageProvider(ProviderWrapper):
     """``inner``, with every call counted.
 
     Args:
@@ -124,19 +125,16 @@ class MetricsStorageProvider:
     """
 
     def __init__(self, inner: StorageProvider, metrics: Metrics | None = None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.metrics = metrics or Metrics()
-
-    def __repr__(self) -> str:
-        return f"MetricsStorageProvider({self._inner!r})"
 
     def snapshot(self) -> dict[str, Any]:
         """Return the counts so far; see ``Metrics.snapshot``."""
         return self.metrics.snapshot()
 
-    def open_object(self, path: str) -> StorageObject:
-        """Return a handle; touches nothing, and counts nothing."""
-        return _MetricsObject(self._inner.open_object(path), self.metrics)
+    def wrap(self, inner: StorageObject) -> StorageObject:
+        """Return a handle whose operations are counted."""
+        return _MetricsObject(inner, self.metrics)
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield everything below ``prefix``; counted when it ends, without the caller's time."""
@@ -188,18 +186,14 @@ class MetricsStorageProvider:
             return self._inner.details()
 
 
-class _MetricsObject:
+class _MetricsObject(ObjectWrapper):
     """One object of the store that counts."""
 
-    __slots__ = ("_inner", "_metrics")
+    __slots__ = ("_metrics",)
 
     def __init__(self, inner: StorageObject, metrics: Metrics) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._metrics = metrics
-
-    @property
-    def path(self) -> str:
-        return self._inner.path
 
     def write_from_file_system(
         self, path: str | PathLike[str], *, metadata: Metadata | None = None

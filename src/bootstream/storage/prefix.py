@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from os import PathLike
 
 from bootstream.errors import InvalidInput
 from bootstream.storage.paths import normalize_prefix, validate_path
 from bootstream.storage.protocol import (
-    Metadata,
     ObjectInfo,
-    ObjectStat,
-    ReadableBuffer,
-    Sink,
-    Source,
     StorageDetails,
     StorageObject,
     StorageProvider,
-    WritableBuffer,
 )
+from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 
-class PrefixStorageProvider:
+class PrefixStorageProvider(ProviderWrapper):
     """What lies below ``prefix`` in ``inner``, as a store of its own.
 
     Paths, listings and ``StorageObject.path`` are without the prefix; errors name objects
@@ -39,7 +33,7 @@ class PrefixStorageProvider:
     """
 
     def __init__(self, inner: StorageProvider, prefix: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._prefix = normalize_prefix(prefix)
 
     def __repr__(self) -> str:
@@ -72,10 +66,6 @@ class PrefixStorageProvider:
         """Return a URL for uploading ``path``; see the protocol."""
         return self._inner.signed_upload_url(self._prefix + validate_path(path), ttl)
 
-    def collect_uploads(self, older_than: timedelta, *, dry_run: bool = False) -> int:
-        """Remove what unfinished uploads left, anywhere in the store around this one."""
-        return self._inner.collect_uploads(older_than, dry_run=dry_run)
-
     def details(self) -> StorageDetails:
         """Describe the store; its identity ends with the prefix."""
         details = self._inner.details()
@@ -84,53 +74,15 @@ class PrefixStorageProvider:
         return replace(details, identity=f"{details.identity}/{self._prefix.removesuffix('/')}")
 
 
-class _PrefixObject:
+class _PrefixObject(ObjectWrapper):
     """An object of the store around, under its shorter name."""
 
-    __slots__ = ("_inner", "_path")
+    __slots__ = ("_path",)
 
     def __init__(self, inner: StorageObject, path: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._path = path
 
     @property
     def path(self) -> str:
         return self._path
-
-    def write_from_file_system(
-        self, path: str | PathLike[str], *, metadata: Metadata | None = None
-    ) -> None:
-        self._inner.write_from_file_system(path, metadata=metadata)
-
-    def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
-        return self._inner.read_from(source, metadata=metadata)
-
-    def write_to(self, sink: Sink) -> int:
-        return self._inner.write_to(sink)
-
-    def read_at(self, buffer: WritableBuffer, offset: int) -> int:
-        return self._inner.read_at(buffer, offset)
-
-    def put(
-        self,
-        data: ReadableBuffer,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        metadata: Metadata | None = None,
-    ) -> str:
-        return self._inner.put(
-            data, if_none_match=if_none_match, if_match=if_match, metadata=metadata
-        )
-
-    def stat(self) -> ObjectStat:
-        return self._inner.stat()
-
-    def size(self) -> int:
-        return self._inner.size()
-
-    def exists(self) -> bool:
-        return self._inner.exists()
-
-    def delete(self) -> None:
-        self._inner.delete()

@@ -52,6 +52,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class RetryPolicy:
     longest_wait: float = 10.0
 
 
-class RetryStorageProvider:
+class RetryStorageProvider(ProviderWrapper):
     """``inner``, with transient errors repeated.
 
     Args:
@@ -94,14 +95,11 @@ class RetryStorageProvider:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._policy = policy or RetryPolicy()
         self._sleep = sleep
         self._clock = clock
         self._random = rng or random.Random()  # noqa: S311 - jitter, no secret
-
-    def __repr__(self) -> str:
-        return f"RetryStorageProvider({self._inner!r})"
 
     def budget(self) -> Budget:
         """Return a fresh budget for one operation."""
@@ -116,9 +114,9 @@ class RetryStorageProvider:
             except BootstreamError as error:
                 budget.wait(error)
 
-    def open_object(self, path: str) -> StorageObject:
-        """Return a handle; touches nothing."""
-        return _RetryObject(self._inner.open_object(path), self)
+    def wrap(self, inner: StorageObject) -> StorageObject:
+        """Return a handle whose operations are repeated."""
+        return _RetryObject(inner, self)
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield everything below ``prefix``; after an error, from the last name seen."""
@@ -234,18 +232,14 @@ class _Watched:
         self.written += len(data)
 
 
-class _RetryObject:
+class _RetryObject(ObjectWrapper):
     """One object of the store that may fail."""
 
-    __slots__ = ("_inner", "_provider")
+    __slots__ = ("_provider",)
 
     def __init__(self, inner: StorageObject, provider: RetryStorageProvider) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._provider = provider
-
-    @property
-    def path(self) -> str:
-        return self._inner.path
 
     def write_from_file_system(
         self, path: str | PathLike[str], *, metadata: Metadata | None = None
