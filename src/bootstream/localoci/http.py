@@ -214,6 +214,8 @@ class Response:
         if isinstance(self.body, FileRange):
             self.body.close()
             self.body = b""
+        elif (close := getattr(self.body, "close", None)) is not None:  # a generator's, mostly
+            close()
 
 
 def json_response(

@@ -1,18 +1,18 @@
 """Policies: statements in the cloud's policy language that say who may do what.
 
-Source: "Policy Syntax", "Verbs" and "Details for Object Storage" in Oracle's documentation
-of IAM. A statement is ::
+Source: "Policy Syntax", "Verbs", "Details for Object Storage" and "Details for Registry" in
+Oracle's documentation of IAM. A statement is ::
 
     Allow SUBJECT to VERB RESOURCE in PLACE [where CONDITION]
 
 SUBJECT is ``any-user``, ``group NAME``, ``dynamic-group NAME`` or ``service NAME``; several
 names are separated by commas. VERB is ``inspect``, ``read``, ``use`` or ``manage``, or a list of
 permissions in braces without a RESOURCE: ``{OBJECT_READ, OBJECT_INSPECT}``. RESOURCE is
-``buckets``, ``objects``, ``object-family`` or ``all-resources``. PLACE is ``tenancy`` or
-``compartment NAME``, and every place holds all there is. CONDITION compares
-``target.bucket.name``, ``target.object.name``, ``request.permission`` or
-``request.principal.type`` with a text (``=``, ``!=``, ``*`` at its ends) or with ``/pattern/``,
-and ``all {…}`` and ``any {…}`` combine.
+``buckets``, ``objects``, ``object-family``, ``repos`` or ``all-resources``. PLACE is ``tenancy`` or
+``compartment NAME``; a compartment holds all there is but the repositories of the root
+compartment. CONDITION compares ``target.bucket.name``, ``target.object.name``,
+``target.repo.name``, ``request.permission`` or ``request.principal.type`` with a text (``=``,
+``!=``, ``*`` at its ends) or with ``/pattern/``, and ``all {…}`` and ``any {…}`` combine.
 
 Statements are in ``policies.json`` of the data folder, with the members of groups::
 
@@ -53,13 +53,20 @@ _OBJECTS = {
     "use": {"OBJECT_OVERWRITE", "OBJECT_UPDATE_TIER"},
     "manage": {"OBJECT_CREATE", "OBJECT_DELETE", "OBJECT_RESTORE", "OBJECT_VERSION_DELETE"},
 }
+_REPOS: dict[str, set[str]] = {
+    "inspect": {"REPOSITORY_INSPECT"},
+    "read": {"REPOSITORY_READ"},
+    "use": set(),
+    "manage": {"REPOSITORY_CREATE", "REPOSITORY_UPDATE", "REPOSITORY_DELETE", "REPOSITORY_MANAGE"},
+}
 _LADDER = ("inspect", "read", "use", "manage")
 _RESOURCES = {
     "buckets": (_BUCKETS,),
     "objects": (_OBJECTS,),
     "object-family": (_BUCKETS, _OBJECTS),
     "objectstorage-namespaces": (),
-    "all-resources": (_BUCKETS, _OBJECTS),
+    "repos": (_REPOS,),
+    "all-resources": (_BUCKETS, _OBJECTS, _REPOS),
 }
 _TOKEN = re.compile(
     r"\s*(?:'((?:[^'\\]|\\.)*)'|/((?:[^/\\]|\\.)+)/|(!=|[={},()])|([^\s'={},()!]+))"
@@ -78,6 +85,7 @@ class Statement:
     names: frozenset[str]
     permissions: frozenset[str] | None  # None: all
     condition: Condition
+    tenancy: bool = False  # whether it holds in the root compartment too
 
     @classmethod
     def parse(cls, text: str) -> Statement:
@@ -115,7 +123,7 @@ class _Parser:
             condition = self._condition(0)
         if self._next < len(self._tokens):
             raise ValueError(f"nothing is expected after the end, but there is {self._peek()!r}")
-        return Statement(subject, names, permissions, condition)
+        return Statement(subject, names, permissions, condition, place == "tenancy")
 
     def _subject(self) -> tuple[str, frozenset[str]]:
         kind = self._any_word().lower()
@@ -301,22 +309,15 @@ class PolicyFile:
         Raises:
             ApiError: 404: the service does not say whether something is missing or hidden.
         """
-        rules = self._rules
-        if rules is None or caller.kind in {"par", "anonymous"}:
+        if caller.kind in {"par", "anonymous"}:
             return  # what a pre-authenticated request or a public bucket grants is checked there
-        values = {"request.permission": permission, "request.principal.type": caller.kind}
+        targets = {}
         if bucket is not None:
-            values["target.bucket.name"] = bucket
+            targets["target.bucket.name"] = bucket
         if object_name is not None:
-            values["target.object.name"] = object_name
-        for statement in rules.statements:
-            granted = statement.permissions
-            if (
-                (granted is None or permission in granted)
-                and _is_subject(statement, caller, rules.groups)
-                and statement.condition(values)
-            ):
-                return
+            targets["target.object.name"] = object_name
+        if self.grants(caller, permission, targets):
+            return
         if bucket is None:
             raise ApiError(
                 404,
@@ -325,6 +326,38 @@ class PolicyFile:
                 "could not be found.",
             )
         raise not_found_or_not_authorized(bucket)
+
+    def grants(
+        self,
+        caller: Caller,
+        permission: str,
+        targets: Mapping[str, str],
+        *,
+        root: bool = False,
+    ) -> bool:
+        """Return whether a caller has a permission.
+
+        Args:
+            caller: who asks.
+            permission: e.g. ``REPOSITORY_READ``.
+            targets: what it is for: the conditions' variables, e.g. ``target.repo.name``.
+            root: it is in the root compartment, where only ``in tenancy`` holds.
+        """
+        rules = self._rules
+        if rules is None:
+            return True
+        values = {
+            **targets,
+            "request.permission": permission,
+            "request.principal.type": caller.kind,
+        }
+        return any(
+            (statement.permissions is None or permission in statement.permissions)
+            and (statement.tenancy or not root)
+            and _is_subject(statement, caller, rules.groups)
+            and statement.condition(values)
+            for statement in rules.statements
+        )
 
 
 def _is_subject(statement: Statement, caller: Caller, groups: Mapping[str, frozenset[str]]) -> bool:
