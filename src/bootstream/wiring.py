@@ -205,6 +205,7 @@ def _open_oci(settings: Settings, bucket: str, ca_file: str | None) -> StoragePr
         environ=oci.environ,
         metadata_base_url=oci.metadata_base_url,
         federation_endpoint=oci.federation_endpoint,
+        proxies=settings.proxies,
     )
     endpoint = oci.endpoint
     if endpoint is None:
@@ -224,6 +225,7 @@ def _open_oci(settings: Settings, bucket: str, ca_file: str | None) -> StoragePr
         endpoint=endpoint,
         compartment=oci.compartment_id,
         ca_file=ca_file,
+        proxies=settings.proxies,
     )
 
 

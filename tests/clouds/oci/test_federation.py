@@ -34,11 +34,13 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.connectproxy import ConnectProxy
 
 from bootstream.clouds.oci import http_date, instance, open_principal, sign
 from bootstream.clouds.oci.instance import InstancePrincipal
 from bootstream.clouds.oci.workload import WorkloadIdentityPrincipal, endpoint_of
 from bootstream.errors import BootstreamError, PermissionDenied, Unavailable
+from bootstream.proxies import Proxies
 
 KEYS = [rsa.generate_private_key(65537, 2048) for _ in range(3)]
 TENANCY = "ocid1.tenancy.oc1..example"
@@ -488,6 +490,38 @@ def test_proxies_are_not_for_metadata(cloud: Cloud, monkeypatch: pytest.MonkeyPa
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert open_instance(cloud).credentials().key_id
+
+
+def test_the_token_is_fetched_through_a_proxy(cloud: Cloud) -> None:
+    """The federation service is behind it, under a name that only it knows; metadata is not."""
+    with ConnectProxy(("127.0.0.1", cloud.server.server_port)) as proxy:
+        principal = InstancePrincipal(
+            cloud.metadata,
+            "http://auth.example/v1/x509",
+            proxies=Proxies(http=proxy.url("user:secret")),
+        )
+        assert principal.credentials().key_id
+    (head,) = proxy.heads
+    assert head.startswith("POST http://auth.example/v1/x509 HTTP/1.1\r\n")
+    assert "proxy-authorization: basic dxnlcjpzzwnyzxq=" in head.lower()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(407, PermissionDenied), (403, PermissionDenied), (502, Unavailable)]
+)
+def test_a_proxy_that_refuses(cloud: Cloud, status: int, kind: type[BootstreamError]) -> None:
+    """The error names the proxy and its answer, and not the password."""
+    with (
+        ConnectProxy(("127.0.0.1", 9), refuse=status) as proxy,
+        pytest.raises(kind, match=f"proxy http://127.0.0.1:{proxy.port}: it answers {status}") as e,
+    ):
+        InstancePrincipal(
+            cloud.metadata,
+            "https://auth.example/v1/x509",
+            proxies=Proxies(https=proxy.url("user:secret")),
+            patience=0.2,
+        )
+    assert "secret" not in f"{e.value} {e.value.remedy}"
 
 
 def test_a_workload_gets_a_token(cloud: Cloud, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bootstream.clouds.oci.profile import find_config_file, load_profile
 from bootstream.clouds.oci.regions import learn_from_json
 from bootstream.clouds.oci.workload import WorkloadIdentityPrincipal, endpoint_of
 from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied
+from bootstream.proxies import NO_PROXIES, Proxies
 
 _LOG = logging.getLogger(__name__)
 KINDS = (
@@ -34,7 +35,9 @@ class _Opener:
         environ: Mapping[str, str],
         metadata_base_url: str | None,
         federation_endpoint: str | None,
+        proxies: Proxies,
     ) -> None:
+        self.proxies = proxies
         self.config_file = config_file
         self.profile = profile
         self.environ = environ
@@ -69,6 +72,7 @@ class _Opener:
             self.federation_endpoint,
             probing=probing,
             ca_file=self.ca_file,
+            proxies=self.proxies,
         )
 
     def workload(self, *, patience: float) -> Principal:
@@ -106,6 +110,7 @@ def open_principal(
     environ: Mapping[str, str],
     metadata_base_url: str | None = None,
     federation_endpoint: str | None = None,
+    proxies: Proxies = NO_PROXIES,
 ) -> Principal:
     """Return the principal, ready to sign.
 
@@ -122,6 +127,7 @@ def open_principal(
         environ: the environment's variables; nothing else is read from it.
         metadata_base_url: else ``OCI_METADATA_BASE_URL``, else Oracle's address.
         federation_endpoint: full URL; else ``OCI_CLI_FEDERATION_ENDPOINT``, else the region's.
+        proxies: for the federation service; metadata and a cluster's own services are near.
 
     Raises:
         InvalidInput: no such kind.
@@ -130,7 +136,7 @@ def open_principal(
     """
     if text := environ.get("OCI_REGION_METADATA"):
         learn_from_json(text)
-    opener = _Opener(config_file, profile, environ, metadata_base_url, federation_endpoint)
+    opener = _Opener(config_file, profile, environ, metadata_base_url, federation_endpoint, proxies)
     if auth := auth or environ.get("OCI_CLI_AUTH"):
         return opener.named(auth)
 

@@ -35,6 +35,7 @@ from bootstream.clouds.oci.regions import (
 from bootstream.clouds.oci.signing import body_headers, http_date, sign
 from bootstream.clouds.oci.tokens import Token, parse_token
 from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied, Unavailable
+from bootstream.proxies import NO_PROXIES, Proxies
 
 _LOG = logging.getLogger(__name__)
 METADATA_BASES = ("http://169.254.169.254/opc/v2", "http://[fd00:c1::a9fe:a9fe]/opc/v2")
@@ -68,6 +69,7 @@ class InstancePrincipal:
         patience: seconds to keep trying while nobody answers.
         probing: whether there is a metadata service is the question: give up after 3 seconds.
         ca_file: authorities to trust for the federation service.
+        proxies: for the federation service; never for the metadata service.
 
     Raises:
         PermissionDenied: refused.
@@ -84,7 +86,9 @@ class InstancePrincipal:
         patience: float = 30.0,
         probing: bool = False,
         ca_file: str | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
+        self._proxies = proxies
         self._patience = patience
         self._ca_file = ca_file
         self._connect = 1.5 if probing else 5.0
@@ -206,7 +210,13 @@ class InstancePrincipal:
             leaf, "POST", None, web.target_of(url), date=headers["date"], body_headers=headers
         )
         answer = web.request(
-            "POST", url, headers=headers, body=body, ca_file=self._ca_file, operation=_GET_TOKEN
+            "POST",
+            url,
+            headers=headers,
+            body=body,
+            ca_file=self._ca_file,
+            proxies=self._proxies,
+            operation=_GET_TOKEN,
         )
         web.check(answer, operation=_GET_TOKEN, object=url, remedy=_DYNAMIC_GROUP)
         return token_of(answer, lambda data: json.loads(data)["token"], object=url)

@@ -1,8 +1,8 @@
 """The few small requests by which tokens are had: bounded, timed, retried with full jitter.
 
-Never through a proxy (the metadata service is the host's own) and never following a
-redirect (what is sent is a credential). Connections are closed after each use: the
-next is due in half an hour.
+Through a proxy only where the caller hands in some (the metadata service is the host's own)
+and never following a redirect (what is sent is a credential). Connections are closed after
+each use: the next is due in half an hour.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import TypeVar
 import urllib3
 
 from bootstream.errors import BootstreamError, PermissionDenied, Throttled, Unavailable
+from bootstream.proxies import NO_PROXIES, Proxies, proxy_authorization, without_credentials
 
 _MAX_BODY = 256 << 10
 _BASE = 0.2
 _CAP = 5.0
+_TUNNEL = re.compile(r"[Tt]unnel connection failed: ([0-9]{3})")
 _SKEW = 300.0  # seconds: what Oracle's services tolerate
 _T = TypeVar("_T")
 
@@ -44,16 +46,18 @@ def request(
     connect: float = 5.0,
     read: float = 20.0,
     ca_file: str | None = None,
+    proxies: Proxies = NO_PROXIES,
     operation: str,
 ) -> Answer:
     """Send one request and read the answer, whatever its status. Times in seconds.
 
     Raises Unavailable where nobody answers, or too much, and PermissionDenied where the
-    server's certificate is not trusted.
+    server's certificate is not trusted or a proxy refuses to connect.
     """
     where = url.split("?", maxsplit=1)[0]
+    proxy = proxies.for_url(url)
     try:
-        with urllib3.PoolManager(num_pools=1, retries=False, ca_certs=ca_file) as pool:
+        with _manager(proxy, ca_file) as pool:
             response = pool.request(
                 method,
                 url,
@@ -75,6 +79,8 @@ def request(
             remedy="trust the server's authority: OCI_CLI_CERT_BUNDLE names a file with it",
         ) from error
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        if proxy is not None:
+            raise _behind(proxy, error, operation=operation, object=where) from error
         raise Unavailable(
             f"no answer: {_reason(error)}",
             operation=operation,
@@ -87,7 +93,34 @@ def request(
     return Answer(response.status, names, data)
 
 
-def _reason(error: Exception) -> str:
+def _manager(proxy: str | None, ca_file: str | None) -> urllib3.PoolManager:
+    if proxy is None:
+        return urllib3.PoolManager(num_pools=1, retries=False, ca_certs=ca_file)
+    authorization = proxy_authorization(proxy)
+    return urllib3.ProxyManager(
+        without_credentials(proxy),
+        num_pools=1,
+        retries=False,
+        ca_certs=ca_file,
+        proxy_headers={"proxy-authorization": authorization} if authorization else None,
+    )
+
+
+def _behind(proxy: str, error: Exception, *, operation: str, object: str) -> BootstreamError:
+    """Return what failed on the way through a proxy; a refusal by it is final."""
+    cause = getattr(error, "original_error", None) or error.__cause__ or error
+    match = _TUNNEL.search(str(cause))
+    said = f"it answers {match[1]}" if match else _reason(cause)
+    kind = PermissionDenied if match and match[1] in ("401", "403", "407") else Unavailable
+    return kind(
+        f"no answer through the proxy {without_credentials(proxy)}: {said}",
+        operation=operation,
+        object=object,
+        remedy="check HTTPS_PROXY with its user and password, or name the host in NO_PROXY",
+    )
+
+
+def _reason(error: BaseException) -> str:
     """A short cause: urllib3's own words hold object addresses."""
     if not isinstance(error, urllib3.exceptions.NewConnectionError):  # which is a timeout, too
         if isinstance(error, urllib3.exceptions.ConnectTimeoutError):

@@ -33,10 +33,11 @@ from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 from bootstream.clouds.oci import Credentials, Principal, http_date, sign
-from bootstream.errors import BootstreamError, Unavailable
+from bootstream.errors import BootstreamError, PermissionDenied, Unavailable
 from bootstream.storage.oci.connection import Connection, Head, WireError, reason
 from bootstream.storage.oci.failures import Interrupted, Place, Refusal, error_for, parse_refusal
 from bootstream.storage.oci.pool import Pool
+from bootstream.storage.oci.tunnel import Refused
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -268,17 +269,41 @@ class Client:
     def _take(self, request: Request, *, fresh: bool) -> Connection:
         try:
             return self.pool.take(fresh=fresh)
+        except Refused as error:
+            raise self._refused(request, error) from error
         except OSError as error:
             distrusted = isinstance(error, ssl.SSLCertVerificationError)
+            tunnel = self.pool.tunnel
+            way = f" through the proxy {tunnel.name}" if tunnel else ""
             raise Unavailable(
-                f"{self.pool.host} cannot be reached: {reason(error)}",
+                f"{self.pool.host} cannot be reached{way}: {reason(error)}",
                 operation=request.operation,
                 object=request.object,
                 remedy="name the file of certificates to trust"
                 if distrusted
+                else "check HTTPS_PROXY, or name in NO_PROXY what needs no proxy"
+                if tunnel
                 else "check OCI_REGION, OCI_OBJECT_STORAGE_ENDPOINT and the network",
                 transient=not distrusted,
             ) from error
+
+    def _refused(self, request: Request, error: Refused) -> BootstreamError:
+        """Return what a proxy's refusal is: its policy, or trouble that may pass."""
+        assert self.pool.tunnel is not None
+        said = f"the proxy {self.pool.tunnel.name} does not connect to {self.pool.host}: {error}"
+        failure: BootstreamError
+        if error.status in (401, 403, 407):
+            failure = PermissionDenied(said)
+        else:
+            passing = error.status in (0, 429) or error.status >= 500
+            failure = Unavailable(said, transient=passing)
+        failure.operation, failure.object = request.operation, request.object
+        failure.remedy = (
+            "check user and password in HTTPS_PROXY, http://user:password@host:port"
+            if error.status == 407
+            else "let the proxy connect there, or name the host in NO_PROXY"
+        )
+        return failure
 
     # -- rendering ----------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ import ssl
 import threading
 import time
 import weakref
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies, is_loopback
 from bootstream.storage.oci.connection import Connection, Socket, TimeLimits
+from bootstream.storage.oci.tunnel import Tunnel, wrap
 
 _LONGEST_IDLE = 45.0
 
@@ -31,9 +32,10 @@ class Pool:
         ca_file: certificates to trust instead of the system's.
         keep: how many idle connections stay open.
         limits: time limits of every connection.
+        proxies: the proxies of this process; the endpoint may be behind one.
 
     Raises:
-        InvalidInput: the endpoint or the file of certificates is none.
+        InvalidInput: the endpoint, its proxy or the file of certificates is none.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Pool:
         ca_file: str | os.PathLike[str] | None = None,
         keep: int = 32,
         limits: TimeLimits | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         parts = urlsplit(endpoint)
         try:
@@ -58,7 +61,7 @@ class Pool:
                 object=parts.hostname or None,
                 remedy="set OCI_OBJECT_STORAGE_ENDPOINT, or leave it unset to use OCI_REGION",
             )
-        if parts.scheme == "http" and not _is_loopback(name):
+        if parts.scheme == "http" and not is_loopback(name):
             raise InvalidInput(
                 "plain http is for loopback addresses only",
                 operation="open store",
@@ -70,6 +73,12 @@ class Pool:
         self._address = (name, port or (443 if parts.scheme == "https" else 80))
         self._tls = _tls_context(ca_file) if parts.scheme == "https" else None
         self._limits = limits or TimeLimits()
+        proxy = None if self._tls is None else proxies.for_url(self.url)
+        self.tunnel = (
+            None
+            if proxy is None or self._tls is None
+            else Tunnel(proxy, _tls_context(ca_file), self._limits)
+        )
         self._keep = keep
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -77,7 +86,12 @@ class Pool:
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     def take(self, *, fresh: bool = False) -> Connection:
-        """Return an idle connection, or a new one; raises OSError where there is none to be had."""
+        """Return an idle connection, or a new one.
+
+        Raises:
+            OSError: there is none to be had.
+            Refused: the proxy on the way gives none.
+        """
         if self._pid != os.getpid():
             # After a fork the parent's connections are not ours to talk on, only to close.
             with self._lock:
@@ -108,12 +122,17 @@ class Pool:
         self._finalizer()
 
     def _connect(self) -> Connection:
-        sock: Socket = socket.create_connection(self._address, self._limits.connect)
+        sock: Socket
+        if self.tunnel is not None:
+            sock = self.tunnel.open(*self._address)
+        else:
+            sock = socket.create_connection(self._address, self._limits.connect)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self.tunnel is None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
+                sock = wrap(sock, self._tls, self._address[0])
         except BaseException:
             sock.close()
             raise
@@ -131,13 +150,6 @@ def _quiet(sock: Socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
 
 
 def _tls_context(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from bootstream.clouds.oci import Principal
 from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied, Unavailable
+from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.oci import listing
 from bootstream.storage.oci.client import Answer, Client, Request
 from bootstream.storage.oci.connection import TimeLimits
@@ -46,6 +47,7 @@ class OCIBucketStorageProvider:
         part_size: bytes of an upload's part, from 64 KiB to 1 GiB; None: chosen by size.
         ca_file: certificates to trust instead of the system's.
         limits: time limits of requests.
+        proxies: the proxies of this process; the endpoint may be behind one.
         sleep: waits so many seconds, between attempts; it may raise, to stop waiting.
 
     Raises:
@@ -64,6 +66,7 @@ class OCIBucketStorageProvider:
         part_size: int | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         limits: TimeLimits | None = None,
+        proxies: Proxies = NO_PROXIES,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         for value, form, name in (
@@ -81,7 +84,8 @@ class OCIBucketStorageProvider:
             raise InvalidInput(f"parallel is 1 to {_MAX_PARALLEL}, not {parallel}")
         if part_size is not None and not _MIN_PART <= part_size <= _MAX_PART:
             raise InvalidInput(f"a part has {_MIN_PART} to {_MAX_PART} bytes, not {part_size}")
-        self._pool = Pool(endpoint, ca_file=ca_file, keep=max(32, 2 * parallel), limits=limits)
+        keep = max(32, 2 * parallel)
+        self._pool = Pool(endpoint, ca_file=ca_file, keep=keep, limits=limits, proxies=proxies)
         self._client = Client(self._pool, principal, bucket, namespace, compartment, sleep=sleep)
         self._parallel = parallel
         self._part_size = part_size
