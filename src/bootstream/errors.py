@@ -12,6 +12,7 @@
     ├── Conflict                somebody else was first: read again, decide again
     │   ├── AlreadyExists           create-only, and it exists
     │   └── PreconditionFailed      the object is not the version that was expected
+    │       └── OutcomeUnknown          ... and the write may have been applied, and replaced since
     ├── PermissionDenied        signed in, or not, but not allowed
     ├── InvalidInput            the caller must change what it asked for
     ├── Throttled               transient: slow down, try again
@@ -106,6 +107,13 @@ class AlreadyExists(Conflict):
 
 class PreconditionFailed(Conflict):
     """The object is not, or no longer, the version that was named."""
+
+
+class OutcomeUnknown(PreconditionFailed):
+    """A write's answer was lost, and the object is another version now.
+
+    The write was either never applied, or applied and replaced since.
+    """
 
 
 class PermissionDenied(BootstreamError):

@@ -16,6 +16,7 @@ from bootstream.errors import (
     Corrupt,
     InvalidInput,
     ObjectNotFound,
+    OutcomeUnknown,
     PermissionDenied,
     PreconditionFailed,
     StorageFull,
@@ -243,6 +244,25 @@ def test_somebody_else_was_first(
             with pytest.raises((AlreadyExists, PreconditionFailed)):
                 target.put(b"mine!!", **condition)
     assert content(inner, "object") == theirs
+
+
+def test_a_swap_that_may_have_been_replaced_says_so(
+    inner: MemoryStorageProvider, faulty: FaultStorageProvider, store: RetryStorageProvider
+) -> None:
+    """Its answer was lost, and then somebody wrote: nobody can say whether it was applied."""
+    target = store.open_object("object")
+    before = target.put(b"old")
+    for applied in (LOST, Fails(Unavailable)):
+        inner.open_object("object").put(b"theirs")
+        stale = before if applied is not LOST else inner.open_object("object").stat().etag
+        faulty.clear()
+        faulty.add(Fault(applied, operations=frozenset({"put"}), count=1))
+        overwrite = inner.open_object("object")
+        meddling = RetryStorageProvider(faulty, sleep=lambda _, o=overwrite: o.put(b"later"))  # type: ignore[misc]  # bound now
+        with pytest.raises(OutcomeUnknown, match="not known") as raised:
+            meddling.open_object("object").put(b"mine", if_match=stale)
+        assert raised.value.remedy is not None
+        assert content(inner, "object") == b"later"
 
 
 def test_same_bytes_of_somebody_else(

@@ -322,6 +322,15 @@ class BucketProvider:
         """Return an etag as a condition of this store has it."""
         return f'"{etag}"' if self._quoted else etag
 
+    def lost_race(self, answer: Answer) -> bool:
+        """Tell whether a conditional write was refused because it met another one.
+
+        Ceph's radosgw of version 16 then answers 500, ``UnknownError``, and has written
+        nothing: its own code is ECANCELED, which it has no answer of S3's for. Known by what
+        it alone does, an etag without quotes.
+        """
+        return not self._quoted and answer.status == 500 and answer.code == "UnknownError"
+
     def _probe_error(self, answer: Answer, object: str) -> BootstreamError:
         """Return the error for an answer, without any further request."""
         return store_error(

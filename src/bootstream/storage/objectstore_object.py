@@ -16,6 +16,7 @@ from bootstream.errors import (
     InvalidInput,
     ObjectNotFound,
     PreconditionFailed,
+    Throttled,
     Unavailable,
 )
 from bootstream.storage.metadata import validate_metadata
@@ -200,14 +201,26 @@ class BucketObject:
         self, content: ReadableBuffer, metadata: Metadata, mode: str | dict[str, str] | None
     ) -> str:
         with self._provider.mapped("write object", self._path):
-            result = self._obstore.put(
-                self._store,
-                self._path,
-                content,
-                attributes=self._attributes(metadata),
-                use_multipart=False,
-                mode=mode,
-            )
+            try:
+                result = self._obstore.put(
+                    self._store,
+                    self._path,
+                    content,
+                    attributes=self._attributes(metadata),
+                    use_multipart=False,
+                    mode=mode,
+                )
+            except self._obstore.exceptions.BaseError as error:
+                answer = parse(error)
+                if mode is None or not self._provider.lost_race(answer):
+                    raise
+                # Throttled, not Unavailable: that nothing was written is certain.
+                raise Throttled(
+                    "it met another write of the same object",
+                    operation="write object",
+                    object=self._path,
+                    request_id=answer.request_id,
+                ) from None
         return plain_etag(result["e_tag"]) or self.stat().etag
 
     def _attributes(self, metadata: Metadata) -> dict[str, str] | None:

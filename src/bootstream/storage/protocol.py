@@ -145,7 +145,8 @@ class StorageObject(Protocol):
 
         Raises:
             AlreadyExists: ``if_none_match`` was asked for and it exists.
-            PreconditionFailed: ``if_match`` does not hold, also when it is gone.
+            PreconditionFailed: ``if_match`` does not hold, also when it is gone. Of a store
+                that repeats requests it may be OutcomeUnknown, for who counts its writes.
         """
         ...
 

@@ -10,7 +10,10 @@ what is safe to repeat:
 - A conditional write whose answer was lost may find its own work: ``AlreadyExists`` because
   it created the object itself. So when such a refusal follows an attempt whose outcome is
   unknown, the object is read back, and is ours if it has our bytes. Whoever relies on
-  being the only one therefore writes bytes that nobody else writes, such as a token.
+  being the only one therefore writes bytes that nobody else writes, such as a token. Other
+  bytes under ``if_match`` leave two possibilities, that the write was never applied, and that
+  it was and has been replaced since: that is ``OutcomeUnknown``. (Under ``if_none_match`` the
+  object is another's now in either case, which is what ``AlreadyExists`` says.)
 - An upload is, from a file, from a source that can be rewound, or from any while nothing
   was read from it.
 
@@ -35,6 +38,7 @@ from bootstream.errors import (
     Conflict,
     Corrupt,
     NotFound,
+    OutcomeUnknown,
     PreconditionFailed,
     Throttled,
     Unavailable,
@@ -196,6 +200,19 @@ class Budget:
         self._sleep(wait)
 
 
+def _unsettled(refusal: Conflict) -> Conflict:
+    if not isinstance(refusal, PreconditionFailed):
+        return refusal
+    return OutcomeUnknown(
+        "it is another version now; whether this write was there before is not known, since "
+        "the answer to it was lost",
+        operation=refusal.operation,
+        object=refusal.object,
+        request_id=refusal.request_id,
+        remedy="look at what is there, then decide again",
+    )
+
+
 @runtime_checkable
 class _Rewindable(Protocol):
     def seekable(self) -> bool: ...
@@ -319,13 +336,18 @@ class _RetryObject(ObjectWrapper):
                 unknown = unknown or not isinstance(error, Throttled)
 
     def _own_etag(self, data: ReadableBuffer, refusal: Conflict) -> str:
-        """Return the object's etag if an attempt of ours wrote it; raises ``refusal`` if not."""
+        """Return the object's etag if an attempt of ours wrote it; raises if not.
+
+        Raises:
+            AlreadyExists: it is another's.
+            OutcomeUnknown: it is another's, or gone, and ours may have been there before.
+        """
         try:
             content, etag = read_small(self, memoryview(data).nbytes)
         except (NotFound, Corrupt):  # gone again, or of another size
-            raise refusal from None
+            raise _unsettled(refusal) from None
         if content != bytes(data):
-            raise refusal
+            raise _unsettled(refusal)
         return etag
 
     def stat(self) -> ObjectStat:

@@ -8,9 +8,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -30,50 +28,8 @@ from bootstream.storage.aws import AWSBucketStorageProvider
 from bootstream.storage.gcp import GCPBucketStorageProvider
 from bootstream.storage.retry import RetryPolicy, RetryStorageProvider
 from bootstream.testing.servers import LocalBucket, Moto, RcloneS3
+from bootstream.testing.servers.scripted import CUT, Reply, Script, scripted
 from bootstream.testing.storage import HashingSink, PatternSource, content, paths
-
-Reply = tuple[int, dict[str, str], bytes]
-Script = Callable[[str, str, dict[str, str], bytes], Reply]
-CUT = "x-cut"
-"""A header of a reply: close the connection after so many bytes of the body."""
-
-
-@contextmanager
-def scripted(script: Script) -> Iterator[str]:
-    """A server that answers as a function says; yields its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            status, answer, data = script(self.command, self.path, headers, body)
-            self.send_response(status)
-            cut = int(answer.pop(CUT, len(data)))
-            for name, value in ({"Content-Length": str(len(data))} | answer).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data[:cut])
-            self.close_connection = True
-
-        do_GET = handle_any  # noqa: N815
-        do_HEAD = handle_any  # noqa: N815
-        do_PUT = handle_any  # noqa: N815
-        do_POST = handle_any  # noqa: N815
-        do_DELETE = handle_any  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def over(url: str, bucket: str = "bucket") -> AWSBucketStorageProvider:
