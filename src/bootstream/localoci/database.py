@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootstream.errors import Conflict, Corrupt
+from bootstream.localoci.recent import RecentFiles, RecentObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 VERSION = 1
 _READERS = 16  # connections, each of which has files of its own
@@ -96,6 +97,7 @@ class Database:
                 object=str(folder),
                 remedy="stop it, or choose another data folder",
             ) from None
+        self.recent, self.recent_files = RecentObjects(), RecentFiles()
         self._turn = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._every: list[sqlite3.Connection] = []
@@ -162,19 +164,30 @@ class Database:
         """Remove files that no row names any more; who reads one reads on."""
         for name in names:
             if name:
+                self.recent_files.drop(name)
                 Path(self.path(name)).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: kept when the block ends, undone when it raises."""
+    def write(
+        self, touched: Iterable[tuple[int, str]] | None = None
+    ) -> Iterator[sqlite3.Connection]:
+        """A transaction: kept when the block ends, undone when it raises.
+
+        ``touched`` are the only rows of ``objects`` that it changes, by bucket and name; None
+        for any.
+        """
         with self._turn:
-            self._writer.execute("BEGIN IMMEDIATE")
+            self.recent.begin(touched)
             try:
-                yield self._writer
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
-            self._writer.execute("COMMIT")
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._writer
+                except BaseException:
+                    self._writer.execute("ROLLBACK")
+                    raise
+                self._writer.execute("COMMIT")
+            finally:
+                self.recent.end()
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -207,6 +220,7 @@ class Database:
 
     def close(self) -> None:
         """Close, when no request is in work any more. Idempotent."""
+        self.recent_files.clear()
         every, self._every = self._every, []
         for connection in every:
             connection.close()

@@ -10,9 +10,11 @@ made over it; what is decoded is derived.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, unquote_plus
 
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     Handler = Callable[["Request"], "Response"]
 
 JSON_LIMIT = 10 << 20  # bytes of a request body that is read as a whole
+
+
+@functools.lru_cache(1024)
+def http_date(seconds: float) -> str:
+    """A time of the epoch as headers have it (RFC 9110 section 5.6.7)."""
+    return formatdate(seconds, usegmt=True)
 
 
 class Source(Protocol):
@@ -128,6 +136,7 @@ class Request:
 
     ``target`` is raw, path and query, as signed; ``headers`` has lower-case names, a name
     that came several times joined by a comma. ``id`` is the answer's opc-request-id.
+    ``raw_path`` is the path as it came, still escaped, without the query.
     """
 
     method: str
@@ -136,12 +145,11 @@ class Request:
     body: Body
     client: str = "127.0.0.1"
     id: str = ""
+    raw_path: str = field(init=False, repr=False)
     _text: bytes | None = field(default=None, repr=False)
 
-    @property
-    def raw_path(self) -> str:
-        """The path as it came, still escaped, without the query."""
-        return self.target.partition("?")[0]
+    def __post_init__(self) -> None:
+        self.raw_path = self.target.partition("?")[0]
 
     @property
     def path(self) -> str:

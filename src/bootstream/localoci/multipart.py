@@ -111,7 +111,7 @@ def begin(
         "algorithms": sorted(algorithms(request)),
         "conditions": [conditions.if_match, conditions.if_none_match],
     }
-    with call.service.database.write() as rows:
+    with call.service.database.write(()) as rows:
         rows.execute(
             "INSERT INTO uploads (id, bucket, name, created, details) VALUES (?,?,?,?,?)",
             (upload, bucket.id, name, now, json.dumps(details)),
@@ -160,7 +160,7 @@ def take_part(call: Call, bucket: Bucket, name: str, upload: str, number: int) -
     received = receive(call, call.service.limits.part, asked)
     etag, sums = str(uuid.uuid4()), checksum_headers(received)
     try:
-        with database.write() as rows:
+        with database.write(()) as rows:
             _assembling.check(upload)
             old = rows.execute(
                 "SELECT etag, file FROM parts WHERE upload=? AND number=?", (upload, number)
@@ -273,7 +273,7 @@ def finish(
     with _assembling.alone(upload):
         row = find(call, bucket, name, upload)
         details = json.loads(row["details"])
-        with service.database.write() as rows:  # a writer's turn: no part is replaced after it
+        with service.database.write(()) as rows:  # a writer's turn: no part is replaced after it
             parts = rows.execute(
                 "SELECT number, etag, size, file, sums FROM parts WHERE upload=? ORDER BY number",
                 (upload,),
@@ -379,7 +379,7 @@ def drop_upload(call: Call, bucket: Bucket, name: str, upload: str) -> Response:
     database = call.service.database
     with _assembling.alone(upload):
         find(call, bucket, name, upload)
-        with database.write() as rows:
+        with database.write(()) as rows:
             parts = rows.execute("SELECT file FROM parts WHERE upload=?", (upload,)).fetchall()
             rows.execute("DELETE FROM uploads WHERE id=?", (upload,))
     database.drop(*(part["file"] for part in parts))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.checksums import ALGORITHMS
 from bootstream.localoci.errors import ApiError, invalid
-from bootstream.localoci.http import FileRange, Response
+from bootstream.localoci.http import FileRange, Response, http_date
 from bootstream.localoci.service import (
     CONTENT_HEADERS,
     header_value,
@@ -137,7 +135,7 @@ def put_object(call: Call, bucket_name: str, name: str) -> Response:
         {
             "etag": item.etag,
             "opc-content-md5": received.digests["MD5"],
-            "last-modified": formatdate(item.modified, usegmt=True),
+            "last-modified": http_date(item.modified),
             "version-id": item.version,
             **sums,
         },
@@ -159,7 +157,7 @@ def object_headers(call: Call, item: StoredObject) -> dict[str, str]:
     """What GET and HEAD say of an object."""
     headers = {
         "etag": item.etag,
-        "last-modified": formatdate(item.modified, usegmt=True),
+        "last-modified": http_date(item.modified),
         "accept-ranges": "bytes",
         "storage-tier": item.tier,
         "version-id": item.version,
@@ -171,7 +169,7 @@ def object_headers(call: Call, item: StoredObject) -> dict[str, str]:
         state, until = archival_state(call, item)
         headers["archival-state"] = state
         if until is not None:
-            headers["time-of-archival"] = formatdate(until, usegmt=True)
+            headers["time-of-archival"] = http_date(until)
     return headers
 
 
@@ -234,9 +232,8 @@ def _content(call: Call, item: StoredObject) -> Response:
     if found is not None:
         status = 206
         headers["content-range"] = f"bytes {offset}-{offset + length - 1}/{item.size}"
-    descriptor = call.service.store.open(item)
-    body = FileRange(descriptor, offset, length, lambda: os.close(descriptor))
-    return Response(status, headers, body)
+    file = call.service.store.open(item)
+    return Response(status, headers, FileRange(file.descriptor, offset, length, file.release))
 
 
 def byte_range(request: Request, size: int) -> tuple[int, int] | None:
@@ -248,27 +245,30 @@ def byte_range(request: Request, size: int) -> tuple[int, int] | None:
     text = request.headers.get("range")
     if text is None:
         return None
-    refused = ApiError(
-        416, "InvalidRange", f"The range '{text}' is not within the object's {size} bytes",
-        {"content-range": f"bytes */{size}"},
-    )  # fmt: skip
     if text.startswith("bytes=") and "," in text:
-        raise refused
+        raise _no_range(text, size)
     match = _RANGE.fullmatch(text)
     if match is None or not (match[1] or match[2]):
         return None
     if not match[1]:
         length = min(int(match[2]), size)
         if not length:
-            raise refused
+            raise _no_range(text, size)
         return size - length, length
     first = int(match[1])
     last = min(int(match[2]), size - 1) if match[2] else size - 1
     if match[2] and int(match[2]) < first:
         return None
     if first >= size:
-        raise refused
+        raise _no_range(text, size)
     return first, last - first + 1
+
+
+def _no_range(text: str, size: int) -> ApiError:
+    return ApiError(
+        416, "InvalidRange", f"The range '{text}' is not within the object's {size} bytes",
+        {"content-range": f"bytes */{size}"},
+    )  # fmt: skip
 
 
 def delete_object(call: Call, bucket_name: str, name: str) -> Response:
@@ -279,7 +279,7 @@ def delete_object(call: Call, bucket_name: str, name: str) -> Response:
     expected = call.request.headers.get("if-match")
     conditions = Conditions(expected) if expected is not None else NO_CONDITIONS
     item = call.service.store.delete(bucket, name, conditions, version)
-    headers = {"last-modified": formatdate(item.modified, usegmt=True)}
+    headers = {"last-modified": http_date(item.modified)}
     if bucket.versioned or version is not None:
         headers["version-id"] = item.version
         headers["is-delete-marker"] = "false" if item.file else "true"

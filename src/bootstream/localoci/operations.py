@@ -5,8 +5,11 @@ Faults are chosen by it, and requests are counted by it.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 from urllib.parse import unquote
+
+from bootstream.localoci.memo import LONG
 
 
 class Operation(NamedTuple):
@@ -51,6 +54,10 @@ def operation_of(method: str, raw_path: str) -> Operation:
 
     Calls through a pre-authenticated request are named as without it.
     """
+    return (_known if len(raw_path) <= LONG else _operation_of)(method, raw_path)
+
+
+def _operation_of(method: str, raw_path: str) -> Operation:
     parts = raw_path.split("/", 7)
     if parts[1:2] == ["p"] and len(parts) > 3:  # /p/TOKEN/n/…
         parts = ("/" + raw_path.split("/", 3)[3]).split("/", 7)
@@ -77,6 +84,9 @@ def operation_of(method: str, raw_path: str) -> Operation:
         case "actions":
             return Operation(rest[:1].upper() + rest[1:], bucket)
     return Operation("Unknown", bucket)
+
+
+_known = functools.lru_cache(1024)(_operation_of)
 
 
 def _namespace(method: str, parts: list[str]) -> str:

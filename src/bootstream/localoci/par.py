@@ -116,7 +116,7 @@ def create_par(call: Call, bucket_name: str) -> Response:
         "timeExpires": timestamp(expires),
         "timeCreated": timestamp(now),
     }
-    with call.service.database.write() as rows:
+    with call.service.database.write(()) as rows:
         rows.execute(
             "INSERT INTO pars (id, bucket, token, details, expires) VALUES (?,?,?,?,?)",
             (identity, bucket.id, _digest(token), json.dumps(details), expires),
@@ -171,7 +171,7 @@ def delete_par(call: Call, bucket_name: str, identity: str) -> Response:
     """DELETE /n/{n}/b/{b}/p/{id}: the address ends at once."""
     call.permit(bucket_name, None, "PAR_MANAGE")
     bucket = call.bucket(bucket_name)
-    with call.service.database.write() as rows:
+    with call.service.database.write(()) as rows:
         ended = rows.execute("DELETE FROM pars WHERE bucket=? AND id=?", (bucket.id, identity))
         if not ended.rowcount:
             raise _no_par(identity)

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from bootstream.localoci.errors import ApiError
+from bootstream.localoci.memo import LONG, Memo
 from bootstream.localoci.protocols import Caller
 from bootstream.localoci.tokens import TokenError, Tokens
 
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 MAX_SKEW = 300.0  # seconds
 _MAX_HEADER = 32768
+_DATE = 64  # letters; no date has more
+_PADDING = padding.PKCS1v15()
+_HASH = hashes.SHA256()
 _PREFIX = "signature "
 _FIELD = re.compile(r'\s*([A-Za-z]+)="([^"]*)"\s*(?:,|$)')
 _BODY_METHODS = frozenset({"PUT", "POST", "PATCH"})
@@ -66,24 +72,31 @@ class Signature:
         """Parse a header's value; 401 if it is missing or not a signature of version 1."""
         if not value:
             raise refuse("the request is not signed")
-        if len(value) > _MAX_HEADER or value[: len(_PREFIX)].lower() != _PREFIX:
-            raise refuse("the Authorization header is not a signature")
-        fields = _fields(value[len(_PREFIX) :])
-        missing = {"version", "keyid", "algorithm", "headers", "signature"} - fields.keys()
-        if missing:
-            raise refuse(f"the signature has no {', '.join(sorted(missing))}")
-        if fields["version"] != "1":
-            raise refuse("the signature's version is not 1")
-        if fields["algorithm"].lower() != "rsa-sha256":
-            raise refuse("the signature's algorithm is not rsa-sha256")
-        headers = tuple(fields["headers"].lower().split())
-        if len(set(headers)) != len(headers):
-            raise refuse("a header is signed twice")
-        try:
-            signature = base64.b64decode(fields["signature"], validate=True)
-        except (binascii.Error, ValueError):
-            raise refuse("the signature is not base64") from None
-        return cls(fields["keyid"], headers, signature)
+        return (_known_signature if len(value) <= LONG else _signature)(value)
+
+
+def _signature(value: str) -> Signature:
+    if len(value) > _MAX_HEADER or value[: len(_PREFIX)].lower() != _PREFIX:
+        raise refuse("the Authorization header is not a signature")
+    fields = _fields(value[len(_PREFIX) :])
+    missing = {"version", "keyid", "algorithm", "headers", "signature"} - fields.keys()
+    if missing:
+        raise refuse(f"the signature has no {', '.join(sorted(missing))}")
+    if fields["version"] != "1":
+        raise refuse("the signature's version is not 1")
+    if fields["algorithm"].lower() != "rsa-sha256":
+        raise refuse("the signature's algorithm is not rsa-sha256")
+    headers = tuple(fields["headers"].lower().split())
+    if len(set(headers)) != len(headers):
+        raise refuse("a header is signed twice")
+    try:
+        signature = base64.b64decode(fields["signature"], validate=True)
+    except (binascii.Error, ValueError):
+        raise refuse("the signature is not base64") from None
+    return Signature(fields["keyid"], headers, signature)
+
+
+_known_signature = functools.lru_cache(1024)(_signature)
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -125,11 +138,24 @@ def signing_string(
 
 
 def check_signature(
-    request: Request, signature: Signature, key: rsa.RSAPublicKey, *, required: Sequence[str]
+    request: Request,
+    signature: Signature,
+    key: rsa.RSAPublicKey,
+    *,
+    required: Sequence[str],
+    known: Memo[Hashable, bool] | None = None,
 ) -> None:
     """Check that a key signed a request's head, and that all that must be signed is.
 
     The body's hash is another matter: see ``expect_body``.
+
+    Args:
+        request: what came.
+        signature: what its header says.
+        key: whose signature it should be.
+        required: headers that must be signed.
+        known: signatures that matched, with key id and all that was signed; of its users, one
+            key id always means the same key.
 
     Raises:
         ApiError: 401.
@@ -138,10 +164,15 @@ def check_signature(
     if missing:
         raise refuse(f"not signed: {', '.join(missing)}")
     text = signing_string(request.method, request.target, request.headers, signature.headers)
+    whole = (signature.key_id, text, signature.signature)
+    if known is not None and known.get(whole):
+        return
     try:
-        key.verify(signature.signature, text, padding.PKCS1v15(), hashes.SHA256())
+        key.verify(signature.signature, text, _PADDING, _HASH)
     except InvalidSignature:
         raise refuse("the signature does not match") from None
+    if known is not None and len(text) + len(signature.key_id) <= LONG:
+        known.keep(whole, value=True)
 
 
 def expect_body(request: Request, signature: Signature) -> None:
@@ -154,6 +185,13 @@ def expect_body(request: Request, signature: Signature) -> None:
         request.body.expect_sha256(request.headers["x-content-sha256"])
 
 
+def _seconds(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
+
+
+_known_seconds = functools.lru_cache(256)(_seconds)
+
+
 def check_date(request: Request, signature: Signature, now: float) -> None:
     """Check that the date that is signed is now.
 
@@ -164,7 +202,8 @@ def check_date(request: Request, signature: Signature, now: float) -> None:
     if name is None:
         raise refuse("not signed: date")
     try:
-        date = parsedate_to_datetime(request.headers[name]).timestamp()
+        text = request.headers[name]
+        date = (_known_seconds if len(text) <= _DATE else _seconds)(text)
     except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         raise refuse(f"the header {name} is not a date") from None
     if abs(date - now) > MAX_SKEW:
@@ -195,6 +234,9 @@ class Authenticator:
         self._tokens = tokens
         self._clock = clock
         self._groups = {user.ocid: " ".join(user.groups) for user in identity.names.users}
+        self._matched: Memo[Hashable, bool] = Memo(2048)
+        # By key id: when it ends, its key, and whose it is.
+        self._sessions: Memo[str, tuple[float, rsa.RSAPublicKey, Caller]] = Memo(256)
 
     def __call__(self, request: Request) -> Caller:
         """Return who signed a request.
@@ -205,24 +247,38 @@ class Authenticator:
         signature = Signature.parse(request.headers.get("authorization"))
         check_date(request, signature, self._clock())
         key, caller = self._who(signature.key_id)
-        check_signature(request, signature, key, required=required_headers(request))
+        check_signature(
+            request, signature, key, required=required_headers(request), known=self._matched
+        )
         expect_body(request, signature)
         return caller
 
     def _who(self, key_id: str) -> tuple[rsa.RSAPublicKey, Caller]:
-        if key_id.startswith("ST$"):
-            try:
-                claims = self._tokens.verify(key_id[3:])
-                return self._tokens.session_key(claims), caller_of(claims)
-            except TokenError as error:
-                raise refuse(str(error)) from None
+        session = self._sessions.get(key_id)
+        if session is None:
+            session = self._session(key_id) if key_id.startswith("ST$") else self._user(key_id)
+            if len(key_id) <= LONG:
+                self._sessions.keep(key_id, session)
+        expiry, key, caller = session
+        if self._clock() >= expiry:
+            raise refuse("the security token has expired")
+        return key, caller
+
+    def _session(self, key_id: str) -> tuple[float, rsa.RSAPublicKey, Caller]:
+        try:
+            claims = self._tokens.verify(key_id[3:])
+            return claims["exp"], self._tokens.session_key(claims), caller_of(claims)
+        except TokenError as error:
+            raise refuse(str(error)) from None
+
+    def _user(self, key_id: str) -> tuple[float, rsa.RSAPublicKey, Caller]:
         tenancy, _, rest = key_id.partition("/")
         user, _, fingerprint = rest.partition("/")
         key = self._identity.api_key(tenancy, user, fingerprint)
         if key is None:
             raise refuse("the key id names no key that is known")
         attributes = {"groups": self._groups.get(user, "")}
-        return key, Caller(user, tenancy, "user", attributes)
+        return math.inf, key, Caller(user, tenancy, "user", attributes)
 
 
 def caller_of(claims: Mapping[str, Any]) -> Caller:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 # ruff: noqa: S608 - statements are put together of constants, values are always parameters
 import json
-import os
 import sqlite3
 import uuid
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from bootstream.localoci.database import Database
     from bootstream.localoci.http import Body
+    from bootstream.localoci.recent import OpenFile
 
 COLUMNS = "name, etag, version, file, size, md5, created, modified, tier, ready, restored, headers"
 _BUFFER = 256 << 10  # bytes of a body that are taken at a time
@@ -174,9 +174,18 @@ class Store:
         Raises:
             ApiError: 404 ``ObjectNotFound``.
         """
+        recent = self.database.recent
+        item = recent.get(bucket.id, name)
+        if item is not None and version in {None, item.version}:
+            return item
+        writes = recent.writes
         row = self.database.row(
             f"SELECT {COLUMNS} FROM objects WHERE bucket=? AND name=?", bucket.id, name
         )
+        if row is not None and version is None:
+            item = read_row(row)
+            recent.keep(bucket.id, item, writes)
+            return item
         if version is not None and (row is None or row["version"] != version):
             row = self.database.row(
                 f"SELECT {COLUMNS} FROM versions"
@@ -222,7 +231,7 @@ class Store:
         )  # fmt: skip
         dropped: list[str] = []
         try:
-            with self.database.write() as rows:
+            with self.database.write([(bucket.id, name)]) as rows:
                 old = self.current(rows, bucket, name)
                 conditions.check(None if old is None else old.etag)
                 if upload is not None:
@@ -257,7 +266,7 @@ class Store:
         Raises:
             ApiError: 404, there is none; 412, a condition does not hold.
         """
-        with self.database.write() as rows:
+        with self.database.write([(bucket.id, name)]) as rows:
             old = self.current(rows, bucket, name)
             if version is not None and (old is None or old.version != version):
                 result = self._delete_version(rows, bucket, name, version)
@@ -351,13 +360,13 @@ class Store:
             rows.execute("DELETE FROM versions WHERE number=?", (row["number"],))
             self.insert(rows, bucket, read_row(row))
 
-    def open(self, item: StoredObject) -> int:
-        """Open an object's file; the descriptor is the caller's to close.
+    def open(self, item: StoredObject) -> OpenFile:
+        """An object's file, which is open as long as somebody refers to it.
 
         Raises:
             FileNotFoundError: the object was replaced meanwhile: get it again.
         """
-        return os.open(self.database.path(item.file), os.O_RDONLY | os.O_CLOEXEC)
+        return self.database.recent_files.open(item.file, self.database.path(item.file))
 
 
 def read_row(row: sqlite3.Row) -> StoredObject:

@@ -7,6 +7,7 @@ colon. Memory is bounded: 64 KiB of head, and bodies are handed on as they come.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bootstream.localoci.errors import ApiError, Disconnect
 from bootstream.localoci.http import Body, BytesSource, FileRange, Request, Response
+from bootstream.localoci.memo import LONG
 
 if TYPE_CHECKING:
     from bootstream.localoci.http import Source
@@ -101,19 +103,11 @@ class Wire:
             ApiError: 400 and the like; the connection cannot be used further.
         """
         lines = head.decode("latin-1").split("\r\n")
-        start = _START.fullmatch(lines[0])
-        if start is None:
-            raise _broken("the request line is malformed")
-        method, target, major, minor = start.groups()
-        if major != "1":
-            raise ApiError(505, "HTTPVersionNotSupported", "the server speaks HTTP/1.1")
+        first = lines.pop(0)
+        method, target, minor = (_known_start if len(first) <= LONG else _start)(first)
         headers: dict[str, str] = {}
-        for line in lines[1:]:
-            field = _FIELD.fullmatch(line)
-            if field is None:
-                raise _broken("a header is malformed")
-            name = field[1].lower()
-            value = field[2].rstrip(" \t")
+        for line in lines:
+            name, value = (_known_field if len(line) <= LONG else _field)(line)
             if name in headers:
                 if name == "content-length" and headers[name] != value:
                     raise _broken("there are two lengths")
@@ -318,6 +312,30 @@ class _Chunked:
 
 
 _NOTHING: Source = BytesSource(b"")
+
+
+def _start(line: str) -> tuple[str, str, str]:
+    """A request line's method, target and minor version."""
+    start = _START.fullmatch(line)
+    if start is None:
+        raise _broken("the request line is malformed")
+    method, target, major, minor = start.groups()
+    if major != "1":
+        raise ApiError(505, "HTTPVersionNotSupported", "the server speaks HTTP/1.1")
+    return method, target, minor
+
+
+def _field(line: str) -> tuple[str, str]:
+    """A header's name, in lower case, and its value."""
+    field = _FIELD.fullmatch(line)
+    if field is None:
+        raise _broken("a header is malformed")
+    return field[1].lower(), field[2].rstrip(" \t")
+
+
+# A text that comes back is the same object each time, which has its hash already.
+_known_start = functools.lru_cache(1024)(_start)
+_known_field = functools.lru_cache(1024)(_field)
 
 
 def _broken(message: str) -> ApiError:

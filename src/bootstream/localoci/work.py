@@ -71,7 +71,7 @@ class Work:
             "_errors": [],
             "_logs": [{"message": "Accepted", "timestamp": timestamp(now)}],
         }
-        with self._database.write() as rows:
+        with self._database.write(()) as rows:
             rows.execute(
                 "INSERT INTO work (id, created, details) VALUES (?,?,?)",
                 (identity, now, json.dumps(details)),
@@ -148,7 +148,7 @@ class Work:
         return [json.loads(row["details"]) for row in rows]
 
     def _change(self, identity: str, **changes: object) -> None:
-        with self._database.write() as rows:
+        with self._database.write(()) as rows:
             row = rows.execute("SELECT details FROM work WHERE id=?", (identity,)).fetchone()
             if row is not None and json.loads(row["details"])["status"] not in _ENDED:
                 details = {**json.loads(row["details"]), **changes}
