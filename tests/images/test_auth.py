@@ -367,6 +367,7 @@ class RecordingTransport(Transport):
         authorization: str | None,
         operation: str,
         allow_downgrade: bool = False,
+        method: str = "GET",
     ) -> Answer:
         self.asked.append((url.partition("?")[0], authorization))
         raise Unavailable("nobody is there", transient=False)

@@ -15,6 +15,10 @@ credentials kept for a registry go to
   then that entry's.
 
 Every other realm is asked without credentials, and not at all over http.
+
+Reading, writing and deleting need tokens of different scopes, which are kept apart.
+Where the credentials are a ``BearerSource``, its tokens are sent as they are, to the
+registry alone, and no token server is asked.
 """
 
 from __future__ import annotations
@@ -29,9 +33,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from bootstream.errors import BootstreamError, Corrupt, PermissionDenied
 from bootstream.images.challenge import Challenge
-from bootstream.images.credentials import Credentials, Keychain
+from bootstream.images.credentials import (
+    BearerSource,
+    Credentials,
+    CredentialSource,
+    NoCredentials,
+)
 from bootstream.images.httperrors import status_error
 from bootstream.images.retry import Retry
+from bootstream.images.scopes import PULL, merge_scopes, repository_scope
 from bootstream.images.transport import Answer, Origin, Transport
 
 _OPERATION = "sign in"
@@ -40,6 +50,7 @@ _MAX_TOKEN = 64 << 10
 _DEFAULT_SECONDS = 60.0
 _MARGIN_SECONDS = 10.0
 _CLIENT_ID = "bootstream"
+_BEARER = "Bearer "
 _COUNTRY_SUFFIXES = frozenset(
     {"ac", "co", "com", "edu", "gen", "go", "gob", "gouv", "gov", "gv", "id", "ind", "info"}
     | {"ltd", "mil", "ne", "net", "nom", "or", "org", "plc", "sch", "web"}
@@ -71,46 +82,61 @@ class Authenticator:
         registry: str,
         repository: str,
         *,
-        credentials: Keychain,
+        credentials: CredentialSource | BearerSource,
         transport: Transport,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._home = home
         self._registry = registry
         self._repository = repository
-        self._keychain = credentials
+        self._bearer = credentials if isinstance(credentials, BearerSource) else None
+        self._keychain = NoCredentials() if isinstance(credentials, BearerSource) else credentials
         self._transport = transport
         self._pause = pause
         self._lock = threading.Lock()
         self._challenge: Challenge | None = None
-        self._tokens: dict[str, _Token] = {}
+        self._asked: dict[tuple[str, ...], str] = {}
+        self._tokens: dict[tuple[str, ...], _Token] = {}
         self._basic: str | None = None
 
-    def authorization(self) -> str | None:
-        """Return the header to send now; a token about to expire is renewed first."""
-        with self._lock:
-            return self._current()
+    def authorization(self, scopes: Sequence[str] = ()) -> str | None:
+        """Return the header to send now; a token about to expire is renewed first.
 
-    def renew(self, challenges: Sequence[Challenge], used: str | None) -> bool:
+        Args:
+            scopes: what the token must be good for; reading the repository, if empty.
+        """
+        if self._bearer is not None:
+            return self._own(refused=None)
+        with self._lock:
+            return self._current(self._wanted(scopes))
+
+    def renew(
+        self, challenges: Sequence[Challenge], used: str | None, scopes: Sequence[str] = ()
+    ) -> bool:
         """Take up the challenges of a 401; False if there is nothing else to try.
 
         Args:
             challenges: what the registry asked for.
             used: the header that was sent with the request it refused.
+            scopes: what the request needs, as for ``authorization``.
 
         Raises:
             PermissionDenied: the token server refuses the credentials.
             Unavailable, Throttled: the token server cannot be asked.
         """
+        if self._bearer is not None:
+            return self._own(refused=used) != used
+        wanted = self._wanted(scopes)
         with self._lock:
-            if self._challenge is not None and self._current() != used:
+            if self._challenge is not None and self._current(wanted) != used:
                 return True  # another thread was first
             by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
             bearer, basic = by_scheme.get("bearer"), by_scheme.get("basic")
             if bearer is not None and bearer.parameters.get("realm"):
                 self._challenge = bearer
-                self._tokens.pop(self._scope(bearer), None)
-                return self._current() is not None
+                self._asked[wanted] = bearer.parameters.get("scope", "")
+                self._tokens.pop(wanted, None)
+                return self._current(wanted) is not None
             if basic is not None:
                 self._challenge = basic
                 found = self._keychain.find(self._registry, self._repository)
@@ -118,38 +144,62 @@ class Authenticator:
                 return self._basic is not None and self._basic != used
             return False
 
-    def _current(self) -> str | None:
+    def _own(self, *, refused: str | None) -> str:
+        """Return the header with a token of the bearer source."""
+        assert self._bearer is not None
+        token = self._bearer.token(refused=refused and refused.removeprefix(_BEARER))
+        if not 0 < len(token) <= _MAX_TOKEN or not _is_plain(token):
+            raise Corrupt("its token cannot be sent", operation=_OPERATION, object=self._registry)
+        return _BEARER + token
+
+    def _wanted(self, scopes: Sequence[str]) -> tuple[str, ...]:
+        return tuple(scopes) or (repository_scope(self._repository, PULL),)
+
+    def _current(self, wanted: tuple[str, ...]) -> str | None:
         challenge = self._challenge
         if challenge is None or challenge.scheme == "basic":
             return self._basic
-        scope = self._scope(challenge)
-        token = self._tokens.get(scope)
+        token = self._tokens.get(wanted)
         if token is None or time.monotonic() >= token.expires:
-            token = Retry().run(lambda: self._fetch(challenge, scope), self._pause)
-            self._tokens[scope] = token
+            scopes = self._scopes(wanted)
+            token = Retry().run(lambda: self._fetch(challenge, scopes), self._pause)
+            self._tokens[wanted] = token
         return token.header
 
-    def _scope(self, challenge: Challenge) -> str:
-        return challenge.parameters.get("scope") or f"repository:{self._repository}:pull"
+    def _scopes(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what a token is asked for: what the registry said, and what it left out.
+
+        A registry that says anything knows its own names of what is read or written best;
+        what was asked for is added where there is more than one resource (mounting).
+        """
+        said = self._asked.get(wanted, "")
+        return merge_scopes([said, *wanted] if len(wanted) > 1 or not said else [said])
 
     # -- the token server -------------------------------------------------------------------
 
-    def _fetch(self, challenge: Challenge, scope: str) -> _Token:
+    def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
         realm = challenge.parameters["realm"]
         credentials = self._credentials_for(realm)
         if credentials is not None and credentials.registry_token:
-            return _Token(f"Bearer {credentials.registry_token}", time.monotonic() + 3600)
-        query = {"scope": scope}
+            return _Token(_BEARER + credentials.registry_token, time.monotonic() + 3600)
+        query: dict[str, str] = {}
         if service := challenge.parameters.get("service"):
             query["service"] = service
-        with self._ask(realm, query, credentials) as answer:
+        with self._ask(realm, query, scopes, credentials) as answer:
             if answer.status != 200:
                 raise self._refused(answer, credentials)
             return self._parse(answer.read_all(_MAX_TOKEN_ANSWER), realm)
 
-    def _ask(self, realm: str, query: dict[str, str], credentials: Credentials | None) -> Answer:
+    def _ask(
+        self,
+        realm: str,
+        query: dict[str, str],
+        scopes: tuple[str, ...],
+        credentials: Credentials | None,
+    ) -> Answer:
         if credentials is not None and credentials.identity_token:
             form = query | {
+                "scope": " ".join(scopes),
                 "grant_type": "refresh_token",
                 "refresh_token": credentials.identity_token,
                 "client_id": _CLIENT_ID,
@@ -168,6 +218,7 @@ class Authenticator:
         except ValueError as error:
             raise self._bad_realm(realm, "it is not a URL") from error
         pairs = [*parse_qsl(parts.query, keep_blank_values=True), *query.items()]
+        pairs += [("scope", scope) for scope in scopes]
         url = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(pairs), ""))
         return self._transport.get(
             url,
@@ -228,7 +279,7 @@ class Authenticator:
         if not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
             seconds = _DEFAULT_SECONDS
         margin = min(_MARGIN_SECONDS, seconds / 4)
-        return _Token(f"Bearer {token}", time.monotonic() + seconds - margin)
+        return _Token(_BEARER + token, time.monotonic() + seconds - margin)
 
 
 def _is_plain(token: str) -> bool:

@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bootstream.errors import InvalidInput, PermissionDenied
 from bootstream.images.reference import DOCKER_HUB
@@ -50,8 +50,8 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-class Keychain(Protocol):
-    """Where credentials are looked up."""
+class CredentialSource(Protocol):
+    """Where credentials are looked up. Safe to use from several threads."""
 
     def find(self, registry: str, repository: str | None = None) -> Credentials | None:
         """Return what is kept for a registry, or for a repository in it; None if nothing.
@@ -63,7 +63,40 @@ class Keychain(Protocol):
         ...
 
 
-def open_keychain(path: Path | None) -> Keychain:
+Keychain = CredentialSource
+"""The same, by the name that files of credentials go by."""
+
+
+@runtime_checkable
+class BearerSource(Protocol):
+    """Who has tokens for a registry by a way of its own, such as a signed request to a cloud.
+
+    They are sent to the registry's own origin alone. Safe to use from several threads.
+    """
+
+    def token(self, *, refused: str | None) -> str:
+        """Return a bearer token.
+
+        Args:
+            refused: a token of this source that the registry answered with 401; the one
+                returned should be another. The same one again ends the attempt.
+
+        Raises:
+            PermissionDenied, Throttled, Unavailable: there is none to be had.
+        """
+        ...
+
+
+class NoCredentials:
+    """The ``CredentialSource`` that has none: everything is asked for anonymously."""
+
+    def find(self, registry: str, repository: str | None = None) -> Credentials | None:
+        """See ``CredentialSource``."""
+        del registry, repository
+        return None
+
+
+def open_keychain(path: Path | None) -> CredentialSource:
     """Return the credentials in a file, which must exist, or in the usual ones if None."""
     if path is not None:
         return CredentialFile(path)
@@ -80,11 +113,11 @@ def open_keychain(path: Path | None) -> Keychain:
 class _Files:
     """Several files; the first that has something wins."""
 
-    def __init__(self, files: Sequence[Keychain]) -> None:
+    def __init__(self, files: Sequence[CredentialSource]) -> None:
         self._files = files
 
     def find(self, registry: str, repository: str | None = None) -> Credentials | None:
-        """See ``Keychain``."""
+        """See ``CredentialSource``."""
         for file in self._files:
             found = file.find(registry, repository)
             if found is not None:
@@ -107,7 +140,7 @@ class CredentialFile:
         self._document: Mapping[str, Any] | None = None
 
     def find(self, registry: str, repository: str | None = None) -> Credentials | None:
-        """See ``Keychain``."""
+        """See ``CredentialSource``."""
         document = self._load()
         helper = self._helper(document, registry)
         if helper is not None:

@@ -8,6 +8,7 @@ URLs may carry signatures, so errors name hosts only.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import time
@@ -20,13 +21,16 @@ from urllib3.exceptions import (
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
+    ProxyError,
     ReadTimeoutError,
     SSLError,
 )
 from urllib3.util import parse_url
 
 from bootstream.errors import (
+    AlreadyExists,
     BootstreamError,
+    Corrupt,
     ImageNotFound,
     InvalidInput,
     PermissionDenied,
@@ -41,6 +45,25 @@ CONNECT_SECONDS = 4.0
 SILENCE_SECONDS = 20.0
 MAX_ERROR_BODY = 64 << 10
 _TRANSIENT = frozenset({408, 425, 500, 502, 503, 504})
+_TAG_REFUSALS = frozenset({400, 403, 405, 409, 412})
+_IMMUTABLE = re.compile(
+    r"immutab|already.?exists|cannot be overwritten|not be overwritten|TAG_LOCKED"
+    r"|disallowed on this registry, repository or image",
+    re.IGNORECASE,
+)
+"""Amazon's ``ImageTagAlreadyExistsException`` and text, Azure's lock, and the many who say so."""
+_MISSING = {
+    "NAME_UNKNOWN": "repository",
+    "BLOB_UNKNOWN": "blob",
+    "MANIFEST_BLOB_UNKNOWN": "blob",
+    "MANIFEST_UNKNOWN": "image",
+}
+_REMEDIES = {
+    "UNSUPPORTED": "the registry does not do this; it may have to be switched on there",
+    "TAG_INVALID": "choose another tag",
+    "NAME_INVALID": "choose another repository",
+    "413": "it is larger than the registry, or a proxy before it, takes",
+}
 
 
 class NotTls(Unavailable):
@@ -66,6 +89,15 @@ def network_error(error: Exception, url: str, operation: str) -> BootstreamError
         cause = error.args[0]
     if isinstance(cause, (ssl.SSLError, SSLError)):
         return _tls_error(cause, where, operation)
+    if isinstance(error, ProxyError):
+        reason_text = _reason(error)
+        return Unavailable(
+            f"the proxy did not pass it on: {reason_text}",
+            operation=operation,
+            object=where,
+            transient=not re.search(r"Tunnel connection failed: 4", reason_text),
+            remedy="check HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
+        )
     if isinstance(error, NameResolutionError):
         reason = error.__cause__
         known = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
@@ -124,13 +156,36 @@ def _tls_error(error: Exception, where: str, operation: str) -> BootstreamError:
     )
 
 
-def status_error(answer: Answer, *, operation: str, object: str) -> BootstreamError:
-    """Map an answer that is not a success; reads what its body says."""
-    said = _said(answer)
+class UploadGone(Unavailable):
+    """The registry forgot an upload session (``BLOB_UPLOAD_UNKNOWN``): begin another one."""
+
+
+class UploadOutOfStep(Unavailable):
+    """The registry has another part of an upload than was thought: ask it which."""
+
+
+def status_error(
+    answer: Answer, *, operation: str, object: str, tagging: bool = False
+) -> BootstreamError:
+    """Map an answer that is not a success; reads what its body says.
+
+    Codes are those of the OCI distribution specification 1.1, "Error Codes". What registries
+    say where tags may not be overwritten differs from one to the next; with ``tagging`` the
+    request would have set a tag, and such an answer is ``AlreadyExists``.
+    """
+    code, said = _said(answer)
     detail = f": {said}" if said else ""
     status = answer.status
     where = host_of(answer.url)
     request = answer.header("x-request-id")
+    if tagging and status in _TAG_REFUSALS and _IMMUTABLE.search(f"{code} {said}"):
+        return AlreadyExists(
+            f"{where} does not overwrite this tag{detail}",
+            operation=operation,
+            object=object,
+            request_id=request,
+            remedy="tags are immutable there: push another tag, or delete this one first",
+        )
     if status in (401, 403):
         return PermissionDenied(
             f"{where} refused it ({status}){detail}",
@@ -139,15 +194,22 @@ def status_error(answer: Answer, *, operation: str, object: str) -> BootstreamEr
             request_id=request,
             remedy=f"check the name, and log in: docker login {where}, or skopeo login {where}",
         )
+    if status == 404 and code == "BLOB_UPLOAD_UNKNOWN":
+        return UploadGone(
+            f"{where} knows the upload no more{detail}",
+            operation=operation,
+            object=object,
+            request_id=request,
+        )
     if status == 404:
         return ImageNotFound(
-            f"{where} has no such image{detail}",
+            f"{where} has no such {_MISSING.get(code, 'image')}{detail}",
             operation=operation,
             object=object,
             request_id=request,
             remedy="check name and tag; some registries say this of images that need a login",
         )
-    if status == 429:
+    if status == 429 or code == "TOOMANYREQUESTS":
         return Throttled(
             f"{where} allows no more requests now{detail}",
             operation=operation,
@@ -155,6 +217,13 @@ def status_error(answer: Answer, *, operation: str, object: str) -> BootstreamEr
             request_id=request,
             retry_after=retry_after(answer.header("Retry-After")),
             remedy="try again later, or log in for a higher limit",
+        )
+    if status == 416:
+        return UploadOutOfStep(
+            f"{where} wants another range{detail}",
+            operation=operation,
+            object=object,
+            request_id=request,
         )
     if status in _TRANSIENT or status >= 500:
         return Unavailable(
@@ -165,11 +234,19 @@ def status_error(answer: Answer, *, operation: str, object: str) -> BootstreamEr
             transient=status in _TRANSIENT,
             retry_after=retry_after(answer.header("Retry-After")),
         )
+    if code == "DIGEST_INVALID":
+        return Corrupt(
+            f"{where} received other bytes than were promised{detail}",
+            operation=operation,
+            object=object,
+            request_id=request,
+        )
     return InvalidInput(
         f"{where} answered {status}{detail}",
         operation=operation,
         object=object,
         request_id=request,
+        remedy=_REMEDIES.get(code) or _REMEDIES.get(str(status)),
     )
 
 
@@ -187,8 +264,9 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, when.timestamp() - time.time()) or None
 
 
-def _said(answer: Answer) -> str:
-    """Return the first error of a registry's JSON body, or a line of text, printable."""
+def _said(answer: Answer) -> tuple[str, str]:
+    """Return the first error's code and text of a registry's body, or a line, printable."""
+    code = ""
     try:
         data = answer.read_all(MAX_ERROR_BODY)
         kind = answer.header("Content-Type") or "text/plain"
@@ -196,9 +274,10 @@ def _said(answer: Answer) -> str:
             text = data[:400].decode("utf-8", "replace").strip()
         else:
             first = json.loads(data)["errors"][0]
-            text = str(first.get("message") or first.get("code") or "")
+            code = str(first.get("code") or "")[:80]
+            text = str(first.get("message") or code)
     except (BootstreamError, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return ""
+        return "", ""
     except RecursionError:
-        return ""
-    return "".join(c if c.isprintable() else "?" for c in text.rstrip("."))[:200]
+        return "", ""
+    return code, "".join(c if c.isprintable() else "?" for c in text.rstrip("."))[:200]

@@ -14,141 +14,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bootstream.errors import BootstreamError, Cancelled, Corrupt, ImageNotFound, Unavailable
-from bootstream.images.auth import Authenticator
 from bootstream.images.cache import BlobCache, Partial
-from bootstream.images.challenge import parse_challenges
+from bootstream.images.client import RegistryClient
 from bootstream.images.compression import RawReader
-from bootstream.images.credentials import Keychain
 from bootstream.images.digest import digest_of, is_digest, split_digest, verify
 from bootstream.images.files import FileSlice, SharedFile, read_small
-from bootstream.images.httperrors import NotTls, status_error
 from bootstream.images.manifest import ACCEPTED, MAX_MANIFEST, Descriptor
-from bootstream.images.reference import DOCKER_HUB, RegistryReference
+from bootstream.images.reference import RegistryReference
 from bootstream.images.retry import Retry
-from bootstream.images.transport import Answer, Origin, Transport, is_loopback
+from bootstream.images.transport import Answer
 from bootstream.images.workers import Task, run_all
 from bootstream.progress import Progress
 
+__all__ = ["RegistryClient", "RemoteSource"]
+
 _DOWNLOADS = 4
 _PIECE = 64 << 10  # a slow server is heard of, and can be called off, this often
-_SIGN_IN_TRIES = 3
 _RESTARTS = 2
-_DOCKER_HUB_HOST = "registry-1.docker.io"
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-
-
-class RegistryClient:
-    """Requests to one repository of one registry. Thread safe.
-
-    Args:
-        reference: names registry and repository.
-        plain_http: speak http. Otherwise https, and http only to registries of this host
-            that do not speak TLS, as Docker does.
-        ca_file: certificates (PEM) to trust beside the system's.
-        credentials: what to sign in with.
-    """
-
-    def __init__(
-        self,
-        reference: RegistryReference,
-        *,
-        plain_http: bool,
-        ca_file: str | None,
-        credentials: Keychain,
-    ) -> None:
-        self._reference = reference
-        self._transport = Transport(ca_file=ca_file)
-        self._credentials = credentials
-        self._lock = threading.Lock()
-        self._base: str | None = None
-        self._auth: Authenticator | None = None
-        host = _DOCKER_HUB_HOST if reference.registry == DOCKER_HUB else reference.registry
-        self._host = host
-        if plain_http:
-            self._schemes = ["http"]
-        elif ca_file is None and is_loopback(Origin.of(f"https://{host}").host):
-            self._schemes = ["https", "http"]
-        else:
-            self._schemes = ["https"]
-
-    def get(
-        self,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        operation: str,
-        object: str,
-        verified: bool = False,
-    ) -> Answer:
-        """Send a GET to ``/v2/REPOSITORY/path``, signed in if asked; a success is returned.
-
-        Args:
-            path: below the repository.
-            headers: to send.
-            operation: for errors.
-            object: what is asked for, for errors.
-            verified: the content's digest will be checked, so any host may supply it.
-
-        Raises:
-            ImageNotFound, PermissionDenied, Throttled, Unavailable, InvalidInput: as the
-                answer says; one attempt only.
-        """
-        base, auth = self._endpoint(operation)
-        url = f"{base}/v2/{self._reference.repository}/{path}"
-        error: BootstreamError | None = None
-        for _ in range(_SIGN_IN_TRIES):
-            used = auth.authorization()
-            answer = self._transport.get(
-                url,
-                headers=headers,
-                authorization=used,
-                operation=operation,
-                allow_downgrade=verified,
-            )
-            if answer.status in (200, 206):
-                return answer
-            with answer:
-                error = status_error(answer, operation=operation, object=object)
-                challenges = parse_challenges(answer.headers("WWW-Authenticate"))
-                asked_by_registry = answer.status == 401 and answer.origin == Origin.of(url)
-            if not asked_by_registry or not auth.renew(challenges, used):
-                raise error
-        assert error is not None
-        raise error
-
-    def _endpoint(self, operation: str) -> tuple[str, Authenticator]:
-        """Return where requests go; the scheme is tried out once where there is a choice."""
-        with self._lock:
-            if self._base is None or self._auth is None:
-                scheme = self._schemes[-1] if len(self._schemes) == 1 else self._probe(operation)
-                self._base = f"{scheme}://{self._host}"
-                self._auth = Authenticator(
-                    Origin.of(self._base),
-                    self._reference.registry,
-                    self._reference.repository,
-                    credentials=self._credentials,
-                    transport=self._transport,
-                )
-            return self._base, self._auth
-
-    def _probe(self, operation: str) -> str:
-        """Return the scheme that a registry of this host speaks; https is tried first."""
-        if self._speaks("https", operation):
-            return "https"
-        self._speaks("http", operation)
-        return "http"
-
-    def _speaks(self, scheme: str, operation: str) -> bool:
-        url = f"{scheme}://{self._host}/v2/"
-        try:
-            answer = self._transport.send("GET", url, headers={}, operation=operation)
-        except Unavailable as error:
-            if scheme == "https" and (isinstance(error, NotTls) or error.transient):
-                return False
-            raise
-        with answer:
-            answer.drain()
-        return True
 
 
 class RemoteSource:

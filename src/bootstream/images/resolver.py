@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bootstream.images.archive import open_docker_archive, open_oci_archive
 from bootstream.images.cache import BlobCache
@@ -15,8 +16,13 @@ from bootstream.images.reference import (
     DockerArchiveReference,
     LayoutReference,
     RegistryReference,
+    parse_name,
     parse_reference,
 )
+from bootstream.proxies import NO_PROXIES, Proxies
+
+if TYPE_CHECKING:
+    from bootstream.images.credentials import BearerSource, CredentialSource
 
 
 def resolve(
@@ -27,6 +33,7 @@ def resolve(
     plain_http: bool = False,
     ca_file: str | None = None,
     auth_file: Path | None = None,
+    proxies: Proxies = NO_PROXIES,
 ) -> Image:
     """Return the image that ``reference`` names, for one platform.
 
@@ -40,6 +47,7 @@ def resolve(
         plain_http: speak http to the registry.
         ca_file: certificates (PEM) to trust for the registry beside the system's.
         auth_file: credentials; None looks where Docker and Podman keep theirs.
+        proxies: which requests to registries go through which proxy.
 
     Raises:
         InvalidInput: reference, platform or a file named here cannot be understood, or
@@ -54,19 +62,57 @@ def resolve(
     if isinstance(parsed, RegistryReference):
         # An HTTP client takes a while to load, and local images need none.
         from bootstream.images.credentials import open_keychain  # noqa: PLC0415
-        from bootstream.images.remote import RegistryClient, RemoteSource  # noqa: PLC0415
 
-        keychain = open_keychain(auth_file)
-        client = RegistryClient(
-            parsed, plain_http=plain_http, ca_file=ca_file, credentials=keychain
+        return open_remote(
+            parsed,
+            cache=cache,
+            credentials=open_keychain(auth_file),
+            platform=wanted,
+            plain_http=plain_http,
+            ca_file=ca_file,
+            proxies=proxies,
         )
-        source = RemoteSource(client, parsed, cache)
-        data, media_type = source.root()
-        root = root_of(data, media_type, digest=parsed.digest)
-        return choose(source, [root], reference=str(parsed), platform=wanted, raw_root=data)
     if isinstance(parsed, DockerArchiveReference):
         return open_docker_archive(parsed, scratch=cache.scratch, platform=wanted)
     assert isinstance(parsed, LayoutReference)
     if parsed.archive:
         return open_oci_archive(parsed, scratch=cache.scratch, platform=wanted)
     return open_layout(Folder(parsed.path), parsed, platform=wanted)
+
+
+def open_remote(
+    reference: str | RegistryReference,
+    *,
+    cache: BlobCache,
+    credentials: CredentialSource | BearerSource,
+    plain_http: bool = False,
+    ca_file: str | None = None,
+    platform: str | Platform | None = None,
+    proxies: Proxies = NO_PROXIES,
+) -> Image:
+    """Return a registry's image for one platform, as ``resolve`` does, with given credentials.
+
+    Args:
+        reference: ``HOST/REPOSITORY[:TAG][@DIGEST]``.
+        cache: where layers are kept.
+        credentials: what to sign in with.
+        plain_http: speak http to the registry.
+        ca_file: certificates (PEM) to trust for the registry beside the system's.
+        platform: ``OS/ARCH[/VARIANT]``; None is this host's own, with Linux.
+        proxies: which requests go through which proxy.
+
+    Raises:
+        InvalidInput, ImageNotFound, PermissionDenied, Throttled, Unavailable, Corrupt: as
+            ``resolve``.
+    """
+    from bootstream.images.remote import RegistryClient, RemoteSource  # noqa: PLC0415 - see above
+
+    parsed = parse_name(reference) if isinstance(reference, str) else reference
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    client = RegistryClient(
+        parsed, plain_http=plain_http, ca_file=ca_file, credentials=credentials, proxies=proxies
+    )
+    source = RemoteSource(client, parsed, cache)
+    data, media_type = source.root()
+    root = root_of(data, media_type, digest=parsed.digest)
+    return choose(source, [root], reference=str(parsed), platform=wanted, raw_root=data)

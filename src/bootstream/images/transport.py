@@ -4,23 +4,28 @@ urllib3 moves the bytes; its retries and redirects are off. An ``Authorization``
 header goes to the origin (scheme, host, port) that it was meant for and is dropped
 on the way to any other. Time limits are for connecting and for a silence, never for
 a whole transfer.
+
+A body that is large comes as a function that yields its pieces: it is called anew for
+each attempt, and never in memory as a whole.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import urljoin
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
-from bootstream.errors import BootstreamError, Corrupt, InvalidInput, Unavailable
+from bootstream.errors import BootstreamError, Corrupt, Unavailable
 from bootstream.images.httperrors import (
     CONNECT_SECONDS,
     MAX_ERROR_BODY,
@@ -28,8 +33,12 @@ from bootstream.images.httperrors import (
     host_of,
     network_error,
 )
+from bootstream.images.trust import host_folder, make_context, usual_folders
+from bootstream.proxies import NO_PROXIES, Proxies, proxy_authorization, without_credentials
 
 MAX_REDIRECTS = 8
+COMMIT_SECONDS = 300.0
+"""How long a registry may be silent that stores what it was sent; it may copy it meanwhile."""
 _PIECE = 256 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -142,17 +151,50 @@ class Answer:
         self._response.release_conn()
 
 
+# urllib3 keeps the limit for connecting while a request is sent; a body may take longer.
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(SILENCE_SECONDS)
+
+
+class _TlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(SILENCE_SECONDS)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
 class Transport:
     """Pooled connections to registries and whatever they point to. Thread safe.
 
     Args:
         ca_file: certificates (PEM) to trust beside the system's.
+        proxies: which requests go through which proxy.
+        certificate_folders: where hosts have folders of certificates; None: the usual places.
     """
 
-    def __init__(self, *, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ca_file: str | None = None,
+        proxies: Proxies = NO_PROXIES,
+        certificate_folders: Sequence[Path] | None = None,
+    ) -> None:
         self._ca_file = ca_file
+        self._proxies = proxies
+        self._folders = usual_folders() if certificate_folders is None else certificate_folders
         self._lock = threading.Lock()
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str | None, Path | None], urllib3.PoolManager] = {}
 
     def get(
         self,
@@ -162,8 +204,9 @@ class Transport:
         authorization: str | None,
         operation: str,
         allow_downgrade: bool = False,
+        method: str = "GET",
     ) -> Answer:
-        """Send a GET and follow redirects; any status is an answer.
+        """Send a GET, or a HEAD, and follow redirects; any status is an answer.
 
         Args:
             url: where to.
@@ -172,6 +215,7 @@ class Transport:
             operation: for errors.
             allow_downgrade: follow a redirect from https to http; for content that is
                 verified by its digest.
+            method: ``GET`` or ``HEAD``.
 
         Raises:
             Unavailable: the network or TLS failed.
@@ -181,7 +225,7 @@ class Transport:
             sent = dict(headers)
             if authorization is not None and Origin.of(url) == home:
                 sent["Authorization"] = authorization
-            answer = self.send("GET", url, headers=sent, operation=operation)
+            answer = self.send(method, url, headers=sent, operation=operation)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -199,11 +243,24 @@ class Transport:
         *,
         headers: Mapping[str, str],
         operation: str,
-        body: bytes | None = None,
+        body: bytes | Iterable[bytes] | None = None,
+        silence: float = SILENCE_SECONDS,
     ) -> Answer:
-        """Send one request, follow nothing. Raises Unavailable if there is no answer."""
+        """Send one request, follow nothing.
+
+        Args:
+            method: any.
+            url: where to.
+            headers: with a Content-Length where ``body`` is in pieces.
+            operation: for errors.
+            body: what to send; what its iteration raises is passed on.
+            silence: seconds to wait for the answer to begin, and to go on.
+
+        Raises:
+            Unavailable: there is no answer.
+        """
         sent = {"User-Agent": "bootstream", "Accept-Encoding": "identity", **headers}
-        pool = self._pool(Origin.of(url).scheme)
+        pool = self._pool(url)
         try:
             response = pool.urlopen(
                 method,
@@ -214,6 +271,7 @@ class Transport:
                 retries=False,
                 preload_content=False,
                 decode_content=False,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=silence),
             )
         except (HTTPError, OSError) as error:
             raise network_error(error, url, operation) from error
@@ -225,32 +283,39 @@ class Transport:
             for pool in self._pools.values():
                 pool.clear()
 
-    def _pool(self, scheme: str) -> urllib3.PoolManager:
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        origin = Origin.of(url)
+        proxy = self._proxies.for_url(url)
+        folder = None
+        if origin.scheme == "https":
+            folder = host_folder(self._folders, origin.host, origin.port)
+        key = origin.scheme, proxy, folder
         with self._lock:
-            if scheme not in self._pools:
-                context = self._context() if scheme == "https" else None
-                self._pools[scheme] = urllib3.PoolManager(
-                    num_pools=16,
-                    maxsize=8,
-                    timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS),
-                    retries=False,
-                    ssl_context=context,
-                )
-            return self._pools[scheme]
+            if key not in self._pools:
+                self._pools[key] = self._make_pool(origin.scheme, proxy, folder)
+            return self._pools[key]
 
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        if self._ca_file is not None:
-            try:
-                context.load_verify_locations(cafile=self._ca_file)
-            except (OSError, ValueError) as error:
-                raise InvalidInput(
-                    "it has no certificates that can be read",
-                    operation="read certificates",
-                    object=self._ca_file,
-                    remedy="give a file in PEM form",
-                ) from error
-        return context
+    def _make_pool(
+        self, scheme: str, proxy: str | None, folder: Path | None
+    ) -> urllib3.PoolManager:
+        context = make_context(self._ca_file, folder) if scheme == "https" else None
+        pool: urllib3.PoolManager
+        if proxy is None:
+            pool = urllib3.PoolManager(num_pools=16, maxsize=16, ssl_context=context)
+        else:
+            authorization = proxy_authorization(proxy)
+            pool = urllib3.ProxyManager(
+                without_credentials(proxy),
+                num_pools=16,
+                maxsize=16,
+                ssl_context=context,
+                proxy_headers={"Proxy-Authorization": authorization} if authorization else None,
+                proxy_ssl_context=make_context(self._ca_file, None)
+                if proxy.startswith("https:")
+                else None,
+            )
+        pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return pool
 
 
 def _redirected(url: str, location: str, operation: str, *, allow_downgrade: bool) -> str:
