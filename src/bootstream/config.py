@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
@@ -18,6 +18,8 @@ from bootstream.errors import InvalidInput
 from bootstream.proxies import NO_PROXIES, Proxies
 
 STORAGE_PROVIDERS = ("Local", "OCIBucket", "AWSBucket", "GCPBucket", "AzureBlob")
+REGISTRY_PROVIDERS = ("Local", "OCI_OCIR", "AWS_ECR", "GCP_ARTIFACTS", "AZURE_ACR")
+DEFAULT_OCIR_REPOSITORY = "e2b-templates"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -114,6 +116,31 @@ class AzureSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """Where template images are kept; see ``docs/registries.md``.
+
+    ``repository``: of the provider, as its own variable names it. ``endpoint``: the host of
+    another registry than the cloud's own, ``api_endpoint`` the URL of another API beside it.
+    ``create``: whether a missing repository is made. ``docker_host``: where images are
+    looked for that the folder of ``Local`` lacks; None: nowhere but at the usual socket.
+    """
+
+    provider: str = "Local"
+    local_base_path: Path = field(
+        default_factory=lambda: user_data_path("bootstream") / "artifacts-registry"
+    )
+    repository: str | None = None
+    image_name: str | None = None
+    endpoint: str | None = None
+    api_endpoint: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    create: bool = True
+    ca_file: Path | None = None
+    docker_host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LimitSettings:
     """How gently the store is used: operations at a time, bytes a second; None: no limit."""
 
@@ -145,6 +172,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     ca_file: Path | None = None
     proxies: Proxies = NO_PROXIES
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -197,6 +225,7 @@ class Settings:
             ),
             ca_file=_folder(get("BOOTSTREAM_STORAGE_CA_FILE")),
             proxies=Proxies.from_environment(environ),
+            registry=_registry(environ),
         )
 
 
@@ -234,6 +263,108 @@ def _gcp(environ: Mapping[str, str]) -> GCPSettings:
         or _url(environ, "GCP_STORAGE_ENDPOINT"),
         anonymous=bool(emulator),
     )
+
+
+# Each provider's own names for its repository, its registry's host, and its API.
+_REGISTRY_NAMES = {
+    "OCI_OCIR": ("OCI_CONTAINER_REPOSITORY_NAME", "OCIR_ENDPOINT", "OCI_ARTIFACTS_ENDPOINT"),
+    "AWS_ECR": ("AWS_DOCKER_REPOSITORY_NAME", "AWS_ECR_ENDPOINT", "AWS_ENDPOINT_URL_ECR"),
+    "GCP_ARTIFACTS": (
+        "GCP_DOCKER_REPOSITORY_NAME",
+        "GCP_DOCKER_ENDPOINT",
+        "GCP_ARTIFACT_REGISTRY_ENDPOINT",
+    ),
+    "AZURE_ACR": (
+        "AZURE_CONTAINER_REGISTRY_NAME",
+        "AZURE_CONTAINER_REGISTRY_ENDPOINT",
+        "AZURE_CONTAINER_REGISTRY_ENDPOINT",
+    ),
+}
+
+
+def _registry(environ: Mapping[str, str]) -> RegistrySettings:
+    def get(name: str) -> str | None:
+        return environ.get(name) or None
+
+    provider = get("ARTIFACTS_REGISTRY_PROVIDER") or "Local"
+    if provider not in REGISTRY_PROVIDERS:
+        raise InvalidInput(
+            f"no artifacts registry is called {provider!r}",
+            operation="read",
+            object="ARTIFACTS_REGISTRY_PROVIDER",
+            remedy=f"set it to one of: {', '.join(REGISTRY_PROVIDERS)}",
+        )
+    local = _folder(get("LOCAL_ARTIFACTS_REGISTRY_BASE_PATH"))
+    common = RegistrySettings(
+        provider=provider,
+        create=_yes(environ, "BOOTSTREAM_REGISTRY_CREATE", default=True),
+        ca_file=_folder(get("BOOTSTREAM_REGISTRY_CA_FILE")),
+        docker_host=get("DOCKER_HOST"),
+    )
+    if local is not None:
+        common = replace(common, local_base_path=local)
+    if provider == "Local":
+        return common
+    repository, endpoint, api = _REGISTRY_NAMES[provider]
+    common = replace(
+        common,
+        repository=get(repository),
+        endpoint=_host(environ, endpoint),
+        api_endpoint=None if api == endpoint else _url(environ, api),
+    )
+    if provider == "AWS_ECR":
+        own = common.api_endpoint or _url(environ, "AWS_ENDPOINT_URL")
+        return replace(common, api_endpoint=own)
+    if provider != "OCI_OCIR":
+        return common
+    username, password = get("OCIR_USERNAME"), get("OCIR_PASSWORD")
+    if (username is None) != (password is None):
+        raise InvalidInput(
+            "a user and an auth token come together",
+            operation="read",
+            object="OCIR_USERNAME, OCIR_PASSWORD",
+            remedy="set both, or neither to sign in as the principal",
+        )
+    return replace(
+        common,
+        repository=common.repository or DEFAULT_OCIR_REPOSITORY,
+        image_name=get("OCI_IMAGE_NAME"),
+        username=username,
+        password=password,
+    )
+
+
+def _host(environ: Mapping[str, str], name: str) -> str | None:
+    """A registry's host, as it stands in references; a scheme before it is allowed."""
+    text = environ.get(name)
+    if not text:
+        return None
+    scheme, separator, host = text.rpartition("://")
+    if not separator:
+        scheme, host = "https", text
+    _url({name: f"{scheme}://{host}"}, name)
+    if "/" in host.rstrip("/"):
+        raise InvalidInput(
+            "it is not the host of a registry",
+            operation="read",
+            object=name,
+            remedy="write HOST or HOST:PORT, without a path",
+        )
+    return text.rstrip("/")
+
+
+def _yes(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = (environ.get(name) or "").strip().lower()
+    if not text:
+        return default
+    if text not in ("yes", "no", "true", "false", "1", "0"):
+        raise InvalidInput(
+            f"{text[:40]!r} is neither yes nor no",
+            operation="read",
+            object=name,
+            remedy="write yes or no",
+        )
+    return text in ("yes", "true", "1")
 
 
 def _url(environ: Mapping[str, str], name: str) -> str | None:
