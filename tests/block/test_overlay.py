@@ -20,7 +20,7 @@ from tests.block.helpers import largest_file
 
 from bootstream.block.file import FileDevice
 from bootstream.block.overlay import Overlay
-from bootstream.block.overlay_file import PAGE_STATES
+from bootstream.block.overlay_header import PAGE_STATES
 from bootstream.errors import Conflict, Corrupt, InvalidInput, PermissionDenied, StorageFull
 from bootstream.testing.device import read_all, sample_contents
 from bootstream.testing.memory_device import MemoryDevice
@@ -124,7 +124,7 @@ def test_many_map_pages(tmp_path: Path) -> None:
         for block in touched:
             data = b"".join(device.read_views(block * BLOCK, BLOCK))
             assert data == bytes([block % 251 + 1]) * BLOCK
-        written = [block for block in range(blocks) if device._states[block]]
+        written = [block for block in range(blocks) if device._top.states[block]]
         assert written == touched
     base.close()
 
@@ -200,10 +200,10 @@ def test_newer_version_is_refused(tmp_path: Path) -> None:
     overlay(path).close()
     data = bytearray(path.read_bytes())
     for at in (0, BLOCK):
-        data[at + 8] = 2
+        data[at + 8] = 3
         data[at + BLOCK - 4 : at + BLOCK] = crc32(data[at : at + BLOCK - 4]).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(InvalidInput, match="version 2"):
+    with pytest.raises(InvalidInput, match="version 3"):
         overlay(path)
 
 
@@ -350,7 +350,7 @@ def test_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "overlay"
     with closing(overlay(path)) as device:
         device.write(memoryview(b"\x01" * BLOCK), 0)
-        with largest_file(device._data + 10 * BLOCK):
+        with largest_file(device._top.file.data + 10 * BLOCK):
             with pytest.raises(StorageFull) as caught:
                 device.write(memoryview(b"\x02" * BLOCK), 20 * BLOCK)
             assert caught.value.remedy

@@ -110,8 +110,8 @@ def noted(disk: Disk) -> Iterator[None]:
         mock.patch.object(os, "pwritev", note_pwritev),
         mock.patch.object(os, "fdatasync", note_fdatasync),
         mock.patch.object(os, "fsync", note_fsync),
-        mock.patch("bootstream.block.overlay.punch_hole", return_value=False),
-        mock.patch("bootstream.block.overlay.zero_range", return_value=False),
+        mock.patch("bootstream.block.overlay_layer.punch_hole", return_value=False),
+        mock.patch("bootstream.block.overlay_layer.zero_range", return_value=False),
     ):
         yield
 
@@ -167,8 +167,7 @@ class Trial:
             contextlib.suppress(KeyboardInterrupt),
         ):
             self.device.flush()
-        os.close(self.device._descriptor)
-        self.device._descriptor = -1
+        self.device._file.close()
         if self.source.random() < 0.5:  # and then lose power while it is opened again
             self.restore(self.cut_within(lambda: self.open().close()))
         self.look()

@@ -1,47 +1,51 @@
 """Copy-on-write: what a client writes, over a base that never changes.
 
-Each block of 4 KiB is in one of three states, one byte each in memory: as in the base,
-written here, or zeros. Runs of one state are found by a regular expression over these
-bytes, at memory speed.
+An overlay is a chain of layers (``overlay_layer``) in one file (``overlay_file``). Reads
+start at the top and go down; all writes go to the top. ``freeze`` puts an empty layer on
+the chain: what was the top is from then on exactly what the device held at that moment, and
+can be read at leisure while the client writes on.
 
-What makes concurrent requests safe, without a lock around reads and most writes:
+A write that is under way while the top changes would land in a frozen layer, after a
+newer one completed its block without it. So writers say that they are there, freezing
+closes a gate, waits for those inside, flushes the little that came since the flush just
+before, and opens the gate again. Readers pass no gate: a layer that was the top a moment
+ago still reads as it did. They keep the layer they read alive, and its slot in the file
+is given back only when no reader has it.
 
-- A block becomes "written" only after all of its bytes are in the file.
-- The base never changes, so what completes a partial block is read before any lock.
-- A block that is "written" already takes further writes without a lock: the kernel
-  orders them. Every other change of a state holds the lock of the block's region, or
-  completing a block could put old bytes over those of a neighbour's write.
-- Flush copies the map first and syncs the data after that, so the copy never speaks of
-  data that the sync did not cover.
+A layer that was committed is equal to a build. The next commit needs to look at the layers
+above it only; afterwards these are merged downwards, so a chain stays short.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from threading import get_ident
 
-from bootstream.block.device import ZEROS, Device, Extent, copy_views, merge_extents
-from bootstream.block.disk import disk_error, punch_hole, write_all, zero_range
-from bootstream.block.overlay_file import (
-    BASE,
-    BLOCK,
-    PAGE_STATES,
-    WRITTEN,
-    ZERO,
-    OverlayFile,
-)
-from bootstream.errors import BootstreamError
+from bootstream.block.device import Device, Extent
+from bootstream.block.disk import disk_error
+from bootstream.block.overlay_file import OverlayFile
+from bootstream.block.overlay_header import BLOCK, Committed
+from bootstream.block.overlay_layer import Layer
+from bootstream.errors import BootstreamError, Conflict
 
-_SHIFT = BLOCK.bit_length() - 1
-_MASK = BLOCK - 1
-_REGION_SHIFT = 8
-_STRIPES = 64
-_OTHERS = [re.compile(rb"[^\x00]"), re.compile(rb"[^\x01]"), re.compile(rb"[^\x02]")]
-_PIECE = len(ZEROS)
+__all__ = ["BLOCK", "Committed", "Frozen", "Overlay"]
+
+log = logging.getLogger("bootstream.block")
+
+
+class _Gate:
+    """Closed from its making until ``opened``; writers that leave say so."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.left = threading.Event()
 
 
 class Overlay:
@@ -80,174 +84,52 @@ class Overlay:
         else:
             self._file = OverlayFile.open(path, base.size, base_digest)
         self._kept = path is not None
-        self._descriptor = self._file.descriptor
-        self._data = self._file.data
-        self._states = self._file.states
-        self._dirty = bytearray(-(-len(self._states) // PAGE_STATES))
-        self._locks = [threading.Lock() for _ in range(_STRIPES)]
-        self._unsynced = False
+        self._chain: list[Layer] = []
+        for place in self._file.layers:
+            self._chain.append(Layer(self._chain[-1] if self._chain else base, place, self.size))
+        self._top = self._chain[-1]
+        self._writing: dict[int, bool] = {}
+        self._gate: _Gate | None = None
         self._flush_lock = threading.Lock()
         self._flushes_begun = 0
         self._flushes_done = 0
         self._lost: BootstreamError | None = None
+        self._frozen = threading.Lock()
 
     # Reading
 
     def read_warm(self, offset: int, length: int) -> Sequence[memoryview] | None:
         """Return the range's views, or None if the base would have to wait."""
-        first = offset >> _SHIFT
-        last = (offset + length - 1) >> _SHIFT
-        state = self._states[first]
-        if first == last or _OTHERS[state].search(self._states, first, last + 1) is None:
-            if state == BASE:
-                return self._base.read_warm(offset, length)
-            return self._own(state, offset, length)
-        views: list[memoryview] = []
-        for state, start, size in self._runs(offset, length):
-            found = (
-                self._base.read_warm(start, size)
-                if state == BASE
-                else self._own(state, start, size)
-            )
-            if found is None:
-                return None
-            views += found
-        return views
+        return self._top.read_warm(offset, length)
 
     def read_views(self, offset: int, length: int) -> Sequence[memoryview]:
         """Return the range's views: the base's own, and fresh ones of what was written."""
-        views: list[memoryview] = []
-        for state, start, size in self._runs(offset, length):
-            if state == BASE:
-                views += self._base.read_views(start, size)
-            else:
-                views += self._own(state, start, size)
-        return views
+        return self._top.read_views(offset, length)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer``; written blocks are read straight into it."""
-        for state, start, size in self._runs(offset, len(buffer)):
-            part = buffer[start - offset : start - offset + size]
-            if state == BASE:
-                self._base.read_into(part, start)
-            elif state == ZERO:
-                copy_views(self._own(state, start, size), part)
-            else:
-                self._pread(part, start)
+        self._top.read_into(buffer, offset)
 
-    def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Yield state, offset and length of each run of blocks in one state."""
-        states = self._states
-        end = offset + length
-        stop = ((end - 1) >> _SHIFT) + 1
-        while offset < end:
-            first = offset >> _SHIFT
-            state = states[first]
-            other = _OTHERS[state].search(states, first, stop)
-            until = end if other is None else other.start() << _SHIFT
-            yield state, offset, until - offset
-            offset = until
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe the range: the base's extents where nothing was written."""
+        return self._top.extents(offset, length)
 
-    def _own(self, state: int, offset: int, length: int) -> list[memoryview]:
-        if state == WRITTEN:
-            try:
-                data = os.pread(self._descriptor, length, self._data + offset)
-            except OSError as error:
-                raise disk_error(error, "read overlay", self._file.name) from error
-            if len(data) == length:
-                return [memoryview(data)]
-            buffer = memoryview(bytearray(length))
-            self._pread(buffer, offset)
-            return [buffer]
-        if length <= _PIECE:
-            return [ZEROS[:length]]
-        return [ZEROS[: min(_PIECE, length - at)] for at in range(0, length, _PIECE)]
+    def prefetch(self, offset: int, length: int) -> None:
+        """Pass the advice to the base, for what is still its own."""
+        self._top.prefetch(offset, length)
 
-    def _pread(self, buffer: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[done:]], self._data + offset + done)
-            except OSError as error:
-                raise disk_error(error, "read overlay", self._file.name) from error
-            if not count:
-                raise self._file.damaged("it was cut short while it was in use")
-            done += count
-
-    # Writing
+    # Writing: through the gate
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write; a block that is not written yet is completed from what it reads as."""
-        length = len(data)
-        first = offset >> _SHIFT
-        last = (offset + length - 1) >> _SHIFT
-        states = self._states
+        me = get_ident()
+        self._writing[me] = True
         try:
-            if first == last:
-                if states[first] == WRITTEN:
-                    if os.pwrite(self._descriptor, data, self._data + offset) != length:
-                        write_all(self._descriptor, [data], self._data + offset)
-                    self._unsynced = True
-                    return
-                if length == BLOCK:
-                    with self._locks[(first >> _REGION_SHIFT) % _STRIPES]:
-                        if os.pwrite(self._descriptor, data, self._data + offset) != length:
-                            write_all(self._descriptor, [data], self._data + offset)
-                        states[first] = WRITTEN
-                    self._dirty[first // PAGE_STATES] = 1
-                    self._unsynced = True
-                    return
-            self._write(data, offset, first, last)
-        except OSError as error:
-            self._unsynced = True
-            raise disk_error(error, "write overlay", self._file.name) from error
-
-    def _write(self, data: memoryview, offset: int, first: int, last: int) -> None:
-        """The general case: several blocks, or a part of one. Raises OSError."""
-        states = self._states
-        end = offset + len(data)
-        start = first << _SHIFT
-        stop = min((last + 1) << _SHIFT, self.size)
-        if _OTHERS[WRITTEN].search(states, first, last + 1) is None:
-            write_all(self._descriptor, [data], self._data + offset)
-            self._unsynced = True
-            return
-        head = tail = b""
-        if offset > start and states[first] == BASE:
-            head = self._from_base(start, offset - start)
-        if end < stop and states[last] == BASE:
-            tail = self._from_base(end, stop - end)
-        with self._locked(first, last):
-            buffers: list[bytes | memoryview] = [data]
-            where = offset
-            if offset > start and states[first] != WRITTEN:
-                buffers.insert(0, head if states[first] == BASE else ZEROS[: offset - start])
-                where = start
-            if end < stop and states[last] != WRITTEN:
-                buffers.append(tail if states[last] == BASE else ZEROS[: stop - end])
-            write_all(self._descriptor, buffers, self._data + where)
-            self._set(first, last, WRITTEN)
-        self._unsynced = True
-
-    def _from_base(self, offset: int, length: int) -> bytes:
-        return b"".join(self._base.read_views(offset, length))
-
-    def _set(self, first: int, last: int, state: int) -> None:
-        """Change states, then say so: flush clears what it was told before it looks."""
-        count = last - first + 1
-        self._states[first : last + 1] = bytes([state]) * count
-        low, high = first // PAGE_STATES, last // PAGE_STATES
-        self._dirty[low : high + 1] = b"\x01" * (high - low + 1)
-
-    @contextmanager
-    def _locked(self, first: int, last: int) -> Iterator[None]:
-        """Hold the locks of all regions that blocks ``first`` to ``last`` lie in."""
-        low, high = first >> _REGION_SHIFT, last >> _REGION_SHIFT
-        high = min(high, low + _STRIPES - 1)
-        with ExitStack() as stack:
-            for stripe in sorted(region % _STRIPES for region in range(low, high + 1)):
-                stack.enter_context(self._locks[stripe])
-            yield
+            if self._gate is not None:
+                self._wait(me)
+            self._top.write(data, offset)
+        finally:
+            self._leave(me)
 
     def trim(self, offset: int, length: int) -> None:
         """Give the range's room back; it reads as zeros."""
@@ -255,49 +137,43 @@ class Overlay:
 
     def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Make the range read as zeros; without ``may_trim`` it gets room of its own."""
-        end = offset + length
-        first = (offset + _MASK) >> _SHIFT
-        stop = len(self._states) if end == self.size else end >> _SHIFT
-        if first >= stop:
-            self._write_zeros(offset, end)
-            return
-        self._write_zeros(offset, first << _SHIFT)
+        me = get_ident()
+        self._writing[me] = True
         try:
-            with self._locked(first, stop - 1):
-                if may_trim:
-                    self._punch(first, stop)
-                    self._set(first, stop - 1, ZERO)
-                else:
-                    self._allocate_zeros(first, stop)
-                    self._set(first, stop - 1, WRITTEN)
-        except OSError as error:
-            raise disk_error(error, "zero overlay", self._file.name) from error
+            if self._gate is not None:
+                self._wait(me)
+            self._top.zero(offset, length, may_trim=may_trim)
         finally:
-            self._unsynced = True
-        self._write_zeros(stop << _SHIFT, end)
+            self._leave(me)
 
-    def _write_zeros(self, start: int, end: int) -> None:
-        """Write zeros over ``[start, end)``, a part of one or two blocks; may be empty."""
-        if start < end:
-            self.write(ZEROS[: end - start], start)
+    def _leave(self, me: int) -> None:
+        """Be no writer any more, and say so if somebody waits for that."""
+        self._writing.pop(me, None)
+        gate = self._gate
+        if gate is not None:
+            gate.left.set()
 
-    def _punch(self, first: int, stop: int) -> None:
-        """Give back the room of what was written; where that fails, the state alone does."""
-        if self._states.find(WRITTEN, first, stop) < 0:
-            return
+    def _wait(self, me: int) -> None:
+        """Step back from a closed gate, and in again once it is open."""
+        while (gate := self._gate) is not None:
+            self._leave(me)
+            gate.opened.wait()
+            self._writing[me] = True
+
+    @contextmanager
+    def _closed_gate(self) -> Iterator[None]:
+        """Let no writer in, and have none inside, while the block lasts."""
+        gate = self._gate = _Gate()
         try:
-            where = self._data + (first << _SHIFT)
-            punch_hole(self._descriptor, where, (stop - first) << _SHIFT)
-        except OSError:
-            return
-
-    def _allocate_zeros(self, first: int, stop: int) -> None:
-        where = self._data + (first << _SHIFT)
-        length = (stop - first) << _SHIFT
-        if zero_range(self._descriptor, where, length):
-            return
-        for at in range(0, length, _PIECE):
-            write_all(self._descriptor, [ZEROS[: min(_PIECE, length - at)]], where + at)
+            while True:
+                gate.left.clear()
+                if not self._writing:
+                    break
+                gate.left.wait()
+            yield
+        finally:
+            self._gate = None
+            gate.opened.set()
 
     # Durability
 
@@ -313,61 +189,210 @@ class Overlay:
         with self._flush_lock:
             if self._flushes_done > begun:
                 return  # one that began after this call has covered it
-            if self._lost is not None:
-                raise self._lost
             self._flushes_begun += 1
-            self._flush()
+            self._flush(self._top)
             self._flushes_done = self._flushes_begun
 
-    def _flush(self) -> None:
-        """One flush, in the order that docs/formats/overlay.md gives; holds the lock."""
-        if not self._unsynced:
-            return
-        self._unsynced = False
-        pages = {}
-        number = self._dirty.find(1)
-        while number >= 0:
-            self._dirty[number] = 0
-            pages[number] = self._file.snapshot(number)
-            number = self._dirty.find(1, number + 1)
+    def _flush(self, layer: Layer) -> None:
+        """Flush one layer; the caller holds the lock."""
+        if self._lost is not None:
+            raise self._lost
         try:
-            os.fdatasync(self._descriptor)
-            if pages:
-                self._file.write_pages(pages, copy=0)
-                os.fdatasync(self._descriptor)
-                self._file.write_pages(pages, copy=1)
+            layer.flush(self._sync)
         except OSError as error:
-            # The kernel drops what it could not write, and reports that only once; so no
-            # later flush could promise anything.
             self._lost = disk_error(error, "flush overlay", self._file.name)
             raise self._lost from error
 
-    # The rest of a device
+    def _sync(self) -> None:
+        """Make the file's data durable; a failure is remembered for good.
 
-    def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the range: the base's extents where nothing was written."""
-        found: list[Extent] = []
-        for state, start, size in self._runs(offset, length):
-            if state == BASE:
-                found += self._base.extents(start, size)
-            else:
-                found.append(Extent(size, hole=state == ZERO, zero=state == ZERO))
-        return merge_extents(found)
+        The kernel drops what it could not write, and reports that only once; so no later
+        flush could promise anything.
+        """
+        try:
+            os.fdatasync(self._file.descriptor)
+        except OSError as error:
+            self._lost = disk_error(error, "flush overlay", self._file.name)
+            raise self._lost from error
 
-    def prefetch(self, offset: int, length: int) -> None:
-        """Pass the advice to the base, for what is still its own."""
-        for state, start, size in self._runs(offset, length):
-            if state == BASE:
-                self._base.prefetch(start, size)
+    # Freezing
+
+    @contextmanager
+    def freeze(self) -> Iterator[Frozen]:
+        """Freeze what the device holds now, and redirect writes; the block reads it.
+
+        Writers wait for some milliseconds. On leaving, layers that are not needed any more
+        are merged. A process that ends in between loses nothing: the file names its layers.
+
+        Raises:
+            Conflict: it is frozen already, by another commit that is under way.
+            StorageFull, PermissionDenied, Unavailable: of the disk; nothing has changed.
+        """
+        if not self._frozen.acquire(blocking=False):
+            raise Conflict(
+                "another commit of this overlay is under way",
+                operation="freeze overlay",
+                object=self._file.name,
+                remedy="wait for its end, then commit again",
+            )
+        try:
+            self._push()
+            self._merge(committed=False)
+            yield Frozen(self, [layer for layer in self._chain if layer is not self._top])
+            self._merge(committed=True)
+        finally:
+            self._frozen.release()
+
+    def _push(self) -> None:
+        """Put an empty layer on top, unless the top is empty itself."""
+        if self._top.states.count(0) == len(self._top.states):
+            return  # a write that comes now is later than the commit
+        self.flush()  # so that little is left to flush while writers wait
+        try:
+            place = self._file.new_layer()
+        except OSError as error:
+            raise disk_error(error, "freeze overlay", self._file.name) from error
+        try:
+            with self._closed_gate(), self._flush_lock:
+                if self._kept:
+                    self._flush(self._top)
+                top = Layer(self._top, place, self.size)
+                self._write_chain([*self._chain, top])
+        except BaseException:
+            self._file.release(place.slot)
+            raise
+
+    def _write_chain(self, chain: list[Layer]) -> None:
+        """Make ``chain`` the overlay's, on disk first."""
+        try:
+            self._file.write_chain([layer.file for layer in chain])
+        except OSError as error:
+            self._lost = disk_error(error, "freeze overlay", self._file.name)
+            raise self._lost from error
+        chain[0].base = self._base
+        for below, layer in pairwise(chain):
+            layer.base = below
+        self._top = chain[-1]
+        self._chain = chain
+
+    def _merge(self, *, committed: bool) -> None:
+        """Merge frozen neighbours into the lower one: those committed, or those that are not.
+
+        Where there is no room for that the layers stay, which costs room alone.
+        """
+        try:
+            while (number := self._mergeable(committed=committed)) is not None:
+                self._merge_into(number)
+        except (OSError, BootstreamError) as error:
+            if self._lost is not None:
+                raise
+            log.warning("%s: its layers stay apart: %s", self._file.name, error)
+
+    def _mergeable(self, *, committed: bool) -> int | None:
+        """Return the number of a frozen layer that the next one can be merged into."""
+        frozen = self._chain[:-1]
+        newest = max(
+            (number for number, layer in enumerate(frozen) if layer.file.committed), default=-1
+        )
+        low, high = (0, newest) if committed else (newest + 1, len(frozen) - 1)
+        return high - 1 if high > low else None
+
+    def _merge_into(self, number: int) -> None:
+        lower, upper = self._chain[number : number + 2]
+        lower.absorb(upper, pause=self._settle)
+        with self._flush_lock:
+            if self._kept:
+                self._flush(lower)
+            before = lower.file.committed
+            lower.file.committed = upper.file.committed
+            try:
+                self._write_chain([*self._chain[: number + 1], *self._chain[number + 2 :]])
+            except BaseException:
+                lower.file.committed = before
+                raise
+        _release_later(upper, self._file)
+
+    def _settle(self) -> None:
+        """Between two pieces of a merge: a client's flush shall not wait for all of it."""
+        if self._kept:
+            with self._flush_lock:
+                self._sync()
+
+    def _mark(self, layer: Layer, build: Committed) -> None:
+        with self._flush_lock:
+            layer.file.committed = build
+            self._write_chain(list(self._chain))
 
     def close(self) -> None:
         """Flush what is kept and release the file; idempotent. Raises as ``flush``."""
-        if self._descriptor < 0:
+        if self._file.descriptor < 0:
             return
         try:
             self.flush()
         finally:
             with self._flush_lock:
-                descriptor, self._descriptor = self._descriptor, -1
-                if descriptor >= 0:
-                    os.close(descriptor)
+                for layer in self._chain:
+                    layer.detach()
+                self._file.close()
+
+
+def _release_later(layer: Layer, file: OverlayFile) -> None:
+    """Give the layer's slot back once nobody reads it any more."""
+    weakref.finalize(layer, file.release, layer.file.slot).atexit = False
+
+
+class Frozen:
+    """What an overlay held when it was frozen. Use it within the block of ``freeze``.
+
+    Attributes:
+        size: of the device in bytes.
+        parent: the build that the overlay was committed as before; None: its base.
+        changed: one byte a block of 4096, not 0 where it may differ from the parent.
+        bytes_changed: how many bytes these blocks have.
+    """
+
+    def __init__(self, overlay: Overlay, layers: list[Layer]) -> None:
+        self._overlay = overlay
+        self._layers = layers
+        self.size = overlay.size
+        self.parent: Committed | None = None
+        fresh: list[Layer] = []
+        for layer in reversed(layers):
+            if layer.file.committed is not None:
+                self.parent = layer.file.committed
+                break
+            fresh.append(layer)
+        self._device: Device | Layer = layers[-1] if layers else overlay._base
+        self.changed = _union([layer.states for layer in fresh], -(-self.size // BLOCK))
+        self.bytes_changed = (len(self.changed) - self.changed.count(0)) * BLOCK
+
+    def since_base(self) -> None:
+        """Compare with the base, not with the build that it was committed as before."""
+        self.parent = None
+        states = [layer.states for layer in self._layers]
+        self.changed = _union(states, -(-self.size // BLOCK))
+        self.bytes_changed = (len(self.changed) - self.changed.count(0)) * BLOCK
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset``; thread safe. Raises what the base raises."""
+        self._device.read_into(buffer, offset)
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe the range, as a device does."""
+        return self._device.extents(offset, length)
+
+    def committed(self, build_id: str, index_sha256: str) -> None:
+        """Note, durably, which build this is equal to; the next commit builds on it.
+
+        Raises Unavailable, StorageFull: of the disk.
+        """
+        if self._layers:
+            self._overlay._mark(self._layers[-1], Committed(build_id, index_sha256))
+
+
+def _union(states: list[bytearray], blocks: int) -> bytes:
+    """Combine maps of states: not 0 where one of them is not."""
+    total = 0
+    for column in states:
+        total |= int.from_bytes(column, "little")
+    return total.to_bytes(blocks, "little")

@@ -1,4 +1,4 @@
-"""The overlay's file: header, map, places (docs/formats/overlay.md).
+"""The overlay's file: header, and slots with a layer's map and data (docs/formats/overlay.md).
 
 ``OverlayFile`` knows where things are and whether they are whole; what the states
 mean, and when they change, is the overlay's own business.
@@ -11,113 +11,156 @@ import os
 import stat
 import struct
 import tempfile
+import threading
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from bootstream.block.disk import allocate, data_ranges, disk_error, write_all
+from bootstream.block.disk import allocate, data_ranges, disk_error, punch_hole, write_all
+from bootstream.block.overlay_header import (
+    BLOCK,
+    HEADER_SIZE,
+    MAGIC,
+    MAX_LAYERS,
+    NEWEST_VERSION,
+    PAGE_SIZE,
+    PAGE_STATES,
+    Committed,
+    Header,
+    LayerEntry,
+    page_count,
+)
 from bootstream.errors import BootstreamError, Conflict, Corrupt, InvalidInput
 
-BLOCK = 4096
-PAGE_STATES = 4080
 BASE, WRITTEN, ZERO = 0, 1, 2
 
-_MAGIC = b"BSOVRLAY"
-_VERSION = 1
-_HEADER_SIZE = 4096
-_MAP = 2 * _HEADER_SIZE
-_DATA_ALIGNMENT = 1 << 20
-_FIELDS = struct.Struct("<8sIIQQQQ16sI128s")
 _PAGE = struct.Struct("<IIQ")
-_PAGE_SIZE = _PAGE.size + PAGE_STATES
 _CRC = struct.Struct("<I")
-_EMPTY = bytes(_PAGE_SIZE)
+_EMPTY = bytes(PAGE_SIZE)
 _LOOK, _LOOKS = 1 << 20, 64
 _OPERATION = "open overlay"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The fields of a header; sizes and offsets in bytes."""
+class LayerFile:
+    """One layer's place in an overlay file. Not thread safe, but for ``descriptor``.
 
-    version: int
-    block_size: int
-    size: int
-    map_a: int
-    map_b: int
-    data: int
-    identity: bytes
-    base_digest: str
+    ``data`` is the offset of block 0's bytes in the file, ``states`` has one byte a block.
+    """
 
-    @classmethod
-    def make(cls, size: int, base_digest: str) -> Header:
-        """The header of a new overlay over a base of ``size`` bytes."""
-        map_size = _page_count(size) * _PAGE_SIZE
-        end = _MAP + 2 * map_size
-        return cls(
-            version=_VERSION,
-            block_size=BLOCK,
-            size=size,
-            map_a=_MAP,
-            map_b=_MAP + map_size,
-            data=-(-end // _DATA_ALIGNMENT) * _DATA_ALIGNMENT,
-            identity=os.urandom(16),
-            base_digest=base_digest,
-        )
+    def __init__(self, descriptor: int, header: Header, entry: LayerEntry, name: str) -> None:
+        self.descriptor = descriptor
+        self.identity = entry.identity
+        self.slot = entry.slot
+        self.committed: Committed | None = entry.committed
+        self.data = header.data + entry.slot * header.stride
+        self.states = bytearray(header.blocks)
+        self.name = name
+        shift = entry.slot * header.stride
+        self._maps = (header.map_a + shift, header.map_b + shift)
+        self._pages_size = page_count(header.size) * PAGE_SIZE
 
-    def to_bytes(self) -> bytes:
-        """The header's 4096 bytes."""
-        digest = self.base_digest.encode()
-        fields = _FIELDS.pack(
-            _MAGIC,
-            self.version,
-            self.block_size,
-            self.size,
-            self.map_a,
-            self.map_b,
-            self.data,
-            self.identity,
-            len(digest),
-            digest,
-        ).ljust(_HEADER_SIZE - _CRC.size, b"\0")
-        return fields + _CRC.pack(zlib.crc32(fields))
+    @property
+    def entry(self) -> LayerEntry:
+        """What the header says of it."""
+        return LayerEntry(self.identity, self.slot, self.committed)
 
-    @classmethod
-    def parse(cls, data: bytes) -> Header | None:
-        """Return the header in ``data``, None if it is not whole."""
-        if len(data) != _HEADER_SIZE or data[:8] != _MAGIC:
-            return None
-        if _CRC.pack(zlib.crc32(data[: -_CRC.size])) != data[-_CRC.size :]:
-            return None
-        _, version, block_size, size, map_a, map_b, start, identity, length, text = (
-            _FIELDS.unpack_from(data)
-        )
-        try:
-            digest = text[:length].decode()
-        except UnicodeDecodeError:
-            return None
-        return cls(version, block_size, size, map_a, map_b, start, identity, digest)
+    def damaged(self, what: str) -> Corrupt:
+        """Make the error for a damaged file."""
+        return _damaged(what, self.name)
 
+    def snapshot(self, number: int) -> bytes:
+        """Return map page ``number`` as it is to be written."""
+        states = self.states[number * PAGE_STATES : (number + 1) * PAGE_STATES]
+        body = _PAGE.pack(0, 0, number)[4:] + states.ljust(PAGE_STATES, b"\0")
+        return _CRC.pack(zlib.crc32(body, zlib.crc32(self.identity))) + body
 
-def _page_count(size: int) -> int:
-    blocks = -(-size // BLOCK)
-    return -(-blocks // PAGE_STATES)
+    def write_pages(self, pages: Mapping[int, bytes], *, copy: int) -> None:
+        """Write snapshots into map A (``copy`` 0) or B (1). Raises OSError."""
+        for number, page in pages.items():
+            write_all(self.descriptor, [page], self._maps[copy] + number * PAGE_SIZE)
+
+    def clear(self) -> None:
+        """Empty both maps and reserve their room, for a new layer. Raises OSError."""
+        start, length = self._maps[0], 2 * self._pages_size
+        with suppress(OSError):  # what is left is overwritten, at the price of the writing
+            punch_hole(self.descriptor, start, length)
+        for begin, end in list(data_ranges(self.descriptor, start, start + length)):
+            for at in range(begin, end, PAGE_SIZE):
+                write_all(self.descriptor, [_EMPTY[: end - at]], at)
+        allocate(self.descriptor, start, length)
+
+    def read_map(self) -> None:
+        """Fill ``states``, and bring both maps together where they differ."""
+        first, second = self._pages(self._maps[0]), self._pages(self._maps[1])
+        repairs: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        for number in sorted(first.keys() | second.keys()):
+            a, b = first.get(number, _EMPTY), second.get(number, _EMPTY)
+            chosen = self._choose(number, a, b)
+            if chosen != _EMPTY:
+                self._take(number, chosen[_PAGE.size :])
+            for page, repaired in ((a, repairs[0]), (b, repairs[1])):
+                if page != chosen:
+                    repaired[number] = chosen
+        if any(repairs):
+            os.fdatasync(self.descriptor)  # the copy that counts, before the other is touched
+            for copy, pages in enumerate(repairs):
+                self.write_pages(pages, copy=copy)
+            os.fdatasync(self.descriptor)
+
+    def _choose(self, number: int, a: bytes, b: bytes) -> bytes:
+        """Return the copy of a map page that counts; raises Corrupt."""
+        if self._is_whole(number, a):
+            return a
+        if self._is_whole(number, b):
+            return b
+        if _EMPTY in (a, b):
+            return _EMPTY
+        raise self.damaged(f"both copies of page {number} of its map are damaged")
+
+    def _pages(self, base: int) -> dict[int, bytes]:
+        """Read the pages of one map that are not in a hole."""
+        pages = {}
+        for start, stop in data_ranges(self.descriptor, base, base + self._pages_size):
+            first = (start - base) // PAGE_SIZE
+            for number in range(first, -(-(stop - base) // PAGE_SIZE)):
+                page = os.pread(self.descriptor, PAGE_SIZE, base + number * PAGE_SIZE)
+                if page != _EMPTY:
+                    pages[number] = page
+        return pages
+
+    def _is_whole(self, number: int, page: bytes) -> bool:
+        crc, zeros, found = _PAGE.unpack_from(page)
+        expected = zlib.crc32(page[4:], zlib.crc32(self.identity))
+        return bool(crc == expected and zeros == 0 and found == number)
+
+    def _take(self, number: int, states: bytes) -> None:
+        start = number * PAGE_STATES
+        count = min(PAGE_STATES, len(self.states) - start)
+        if max(states) > ZERO or any(states[count:]):
+            raise self.damaged(f"page {number} of its map holds what is no state")
+        self.states[start : start + count] = states[:count]
 
 
 class OverlayFile:
     """An open overlay file, held by this process alone.
 
-    ``descriptor`` is open for reading and writing, ``data`` the offset of block 0's bytes,
-    ``states`` one byte a block. Not thread safe, but for ``descriptor``.
+    ``descriptor`` is open for reading and writing, ``layers`` are those of the chain, bottom
+    first. One thread at a time changes the chain; any may give a slot back.
     """
 
-    def __init__(self, descriptor: int, header: Header, states: bytearray, name: str) -> None:
+    def __init__(self, descriptor: int, header: Header, name: str, *, kept: bool) -> None:
         self.descriptor = descriptor
-        self.data = header.data
-        self.states = states
         self.name = name
         self._header = header
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._free = set(range(MAX_LAYERS)) - {entry.slot for entry in header.chain}
+        self.layers = [self._layer(entry) for entry in header.chain]
+
+    def _layer(self, entry: LayerEntry) -> LayerFile:
+        return LayerFile(self.descriptor, self._header, entry, self.name)
 
     @classmethod
     def anonymous(cls, size: int, folder: Path | None) -> OverlayFile:
@@ -131,9 +174,9 @@ class OverlayFile:
         except OSError as error:
             raise disk_error(error, "make overlay", name) from error
         header = Header.make(size, "")
-        overlay = cls(descriptor, header, bytearray(-(-size // BLOCK)), name)
+        overlay = cls(descriptor, header, name, kept=False)
         try:
-            os.ftruncate(descriptor, overlay.file_size)
+            os.ftruncate(descriptor, header.file_size)
         except OSError as error:
             os.close(descriptor)
             raise disk_error(error, "make overlay", name) from error
@@ -170,108 +213,140 @@ class OverlayFile:
 
     @classmethod
     def _open(cls, descriptor: int, path: Path, size: int, base_digest: str) -> OverlayFile:
+        name = str(path)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidInput("it is not a file", operation=_OPERATION, object=str(path))
+            raise InvalidInput("it is not a file", operation=_OPERATION, object=name)
         _lock(descriptor, path)
         if _is_empty(descriptor):
             header = Header.make(size, base_digest)
-            overlay = cls(descriptor, header, bytearray(-(-size // BLOCK)), str(path))
+            overlay = cls(descriptor, header, name, kept=True)
             overlay._write_first()
             _sync_folder(path.parent)
             return overlay
-        header = _read_header(descriptor, str(path))
+        header, mend = _read_header(descriptor, name)
         _check(header, size, base_digest, path)
-        overlay = cls(descriptor, header, bytearray(-(-size // BLOCK)), str(path))
-        if os.fstat(descriptor).st_size < overlay.file_size:
-            raise overlay.damaged("it was cut short")
-        overlay._read_map()
+        overlay = cls(descriptor, header, name, kept=True)
+        if os.fstat(descriptor).st_size < header.file_size:
+            raise _damaged("it was cut short", name)
+        if mend:
+            overlay._write_header()
+        for layer in overlay.layers:
+            layer.read_map()
+        for slot in overlay._free:  # what a merge had left when the process was killed
+            overlay._give_room_back(slot)
         return overlay
-
-    @property
-    def file_size(self) -> int:
-        """The size in bytes that the file has, most of it perhaps a hole."""
-        return self.data + len(self.states) * BLOCK
-
-    def damaged(self, what: str) -> Corrupt:
-        """Make the error for a damaged file."""
-        return _damaged(what, self.name)
 
     def _write_first(self) -> None:
         """Lay the file out. The header comes last: without it, it is made again."""
         header = self._header
-        os.ftruncate(self.descriptor, self.file_size)
+        os.ftruncate(self.descriptor, header.file_size)
         allocate(self.descriptor, header.map_a, 2 * (header.map_b - header.map_a))
         os.fsync(self.descriptor)
-        write_all(self.descriptor, [self._header.to_bytes() * 2], 0)
+        write_all(self.descriptor, [header.to_bytes() * 2], 0)
         os.fsync(self.descriptor)
 
-    # The map
+    # The chain
 
-    def snapshot(self, number: int) -> bytes:
-        """Return map page ``number`` as it is to be written."""
-        states = self.states[number * PAGE_STATES : (number + 1) * PAGE_STATES]
-        body = _PAGE.pack(0, 0, number)[4:] + states.ljust(PAGE_STATES, b"\0")
-        return _CRC.pack(zlib.crc32(body, zlib.crc32(self._header.identity))) + body
+    def new_layer(self) -> LayerFile:
+        """Prepare an empty layer in a free slot; it is in no chain yet.
 
-    def write_pages(self, pages: Mapping[int, bytes], *, copy: int) -> None:
-        """Write snapshots into map A (``copy`` 0) or B (1). Raises OSError."""
-        base = (self._header.map_a, self._header.map_b)[copy]
-        for number, page in pages.items():
-            write_all(self.descriptor, [page], base + number * _PAGE_SIZE)
+        Raises OSError of the disk, and Conflict if there are too many layers.
+        """
+        if not self._free:
+            raise Conflict(
+                f"it has {MAX_LAYERS} layers, of commits that never came to their end",
+                operation="freeze overlay",
+                object=self.name,
+                remedy="free room on the disk it lies on, and commit again",
+            )
+        with self._lock:
+            slot = min(self._free)
+            layer = self._layer(LayerEntry(os.urandom(16), slot))
+            end = self._header.end_of(slot)
+            if os.fstat(self.descriptor).st_size < end:
+                os.ftruncate(self.descriptor, end)
+            layer.clear()
+            self._free.discard(slot)
+        return layer
 
-    def _read_map(self) -> None:
-        """Fill ``states``, and bring both maps together where they differ."""
-        header = self._header
-        first = self._pages(header.map_a)
-        second = self._pages(header.map_b)
-        repairs: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-        for number in sorted(first.keys() | second.keys()):
-            a, b = first.get(number, _EMPTY), second.get(number, _EMPTY)
-            chosen = self._choose(number, a, b)
-            if chosen != _EMPTY:
-                self._take(number, chosen[_PAGE.size :])
-            for page, repaired in ((a, repairs[0]), (b, repairs[1])):
-                if page != chosen:
-                    repaired[number] = chosen
-        if any(repairs):
-            os.fdatasync(self.descriptor)  # the copy that counts, before the other is touched
-            for copy, pages in enumerate(repairs):
-                self.write_pages(pages, copy=copy)
+    def write_chain(self, layers: Sequence[LayerFile]) -> None:
+        """Make ``layers`` the chain, durably; all of them must be durable. Raises OSError."""
+        before = self._header
+        self._header = replace(
+            before,
+            version=NEWEST_VERSION,
+            generation=before.generation + 1,
+            chain=tuple(layer.entry for layer in layers),
+        )
+        try:
+            if self._kept:
+                self._write_header()
+        except OSError:
+            self._header = before
+            raise
+        self.layers = list(layers)
+
+    def _write_header(self) -> None:
+        """Write one copy, and the other only when the first is durable."""
+        data = self._header.to_bytes()
+        for at in (0, HEADER_SIZE):
             os.fdatasync(self.descriptor)
+            write_all(self.descriptor, [data], at)
+        os.fdatasync(self.descriptor)
 
-    def _choose(self, number: int, a: bytes, b: bytes) -> bytes:
-        """Return the copy of a map page that counts; raises Corrupt."""
-        if self._is_whole(number, a):
-            return a
-        if self._is_whole(number, b):
-            return b
-        if _EMPTY in (a, b):
-            return _EMPTY
-        raise self.damaged(f"both copies of page {number} of its map are damaged")
+    def release(self, slot: int) -> None:
+        """Take a slot back that no chain and no reader uses any more; its room goes."""
+        with self._lock:
+            if self.descriptor >= 0:
+                self._give_room_back(slot)
+                self._free.add(slot)
 
-    def _pages(self, base: int) -> dict[int, bytes]:
-        """Read the pages of one map that are not in a hole."""
-        pages = {}
-        end = base + _page_count(self._header.size) * _PAGE_SIZE
-        for start, stop in data_ranges(self.descriptor, base, end):
-            first = (start - base) // _PAGE_SIZE
-            for number in range(first, -(-(stop - base) // _PAGE_SIZE)):
-                page = os.pread(self.descriptor, _PAGE_SIZE, base + number * _PAGE_SIZE)
-                if page != _EMPTY:
-                    pages[number] = page
-        return pages
+    def _give_room_back(self, slot: int) -> None:
+        header = self._header
+        start = slot * header.stride + header.map_a
+        size = os.fstat(self.descriptor).st_size
+        if start >= size:
+            return
+        with suppress(OSError):  # room that cannot be given back is used again by the next one
+            if slot and header.end_of(slot) >= size:  # the last one: all before it stay
+                os.ftruncate(self.descriptor, slot * header.stride)
+            else:
+                punch_hole(self.descriptor, start, min(size, header.end_of(slot)) - start)
 
-    def _is_whole(self, number: int, page: bytes) -> bool:
-        crc, zeros, found = _PAGE.unpack_from(page)
-        expected = zlib.crc32(page[4:], zlib.crc32(self._header.identity))
-        return bool(crc == expected and zeros == 0 and found == number)
+    def close(self) -> None:
+        """Let the file go; idempotent."""
+        with self._lock:
+            descriptor, self.descriptor = self.descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
 
-    def _take(self, number: int, states: bytes) -> None:
-        start = number * PAGE_STATES
-        count = min(PAGE_STATES, len(self.states) - start)
-        if max(states) > ZERO or any(states[count:]):
-            raise self.damaged(f"page {number} of its map holds what is no state")
-        self.states[start : start + count] = states[:count]
+
+def read_base(path: Path) -> tuple[str, int, Committed | None]:
+    """Return which base the overlay at ``path`` is of, without opening it for use.
+
+    Returns:
+        The base's digest, the device's size, and the build that it was committed as last.
+
+    Raises:
+        InvalidInput: it is no overlay, or a newer one.
+        Corrupt: it is damaged.
+        PermissionDenied, Unavailable: of the disk.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise disk_error(error, _OPERATION, str(path)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidInput("it is not a file", operation=_OPERATION, object=str(path))
+        header, _ = _read_header(descriptor, str(path))
+    except OSError as error:
+        raise disk_error(error, _OPERATION, str(path)) from error
+    finally:
+        os.close(descriptor)
+    _check(header, header.size, header.base_digest, path)
+    marks = [entry.committed for entry in header.chain if entry.committed is not None]
+    return header.base_digest, header.size, marks[-1] if marks else None
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -282,7 +357,8 @@ def _lock(descriptor: int, path: Path) -> None:
             "the overlay is in use",
             operation=_OPERATION,
             object=str(path),
-            remedy="end the process that serves it, or name another file",
+            remedy="end the process that serves it, or name another file; to commit it while "
+            "it is served, name the server's socket",
         ) from error
 
 
@@ -299,13 +375,14 @@ def _is_empty(descriptor: int) -> bool:
     return True
 
 
-def _read_header(descriptor: int, name: str) -> Header:
-    copies = [os.pread(descriptor, _HEADER_SIZE, at) for at in (0, _HEADER_SIZE)]
-    for copy in copies:
-        header = Header.parse(copy)
-        if header is not None:
-            return header
-    if not any(copy.startswith(_MAGIC) for copy in copies):
+def _read_header(descriptor: int, name: str) -> tuple[Header, bool]:
+    """Return the newest header that is whole, and whether a copy of it is missing."""
+    copies = [os.pread(descriptor, HEADER_SIZE, at) for at in (0, HEADER_SIZE)]
+    headers = [header for header in map(Header.parse, copies) if header is not None]
+    if headers:
+        newest = max(headers, key=lambda header: header.generation)
+        return newest, newest.version == NEWEST_VERSION and copies[0] != copies[1]
+    if not any(copy.startswith(MAGIC) for copy in copies):
         raise InvalidInput(
             "the file is not an overlay",
             operation=_OPERATION,
@@ -319,9 +396,9 @@ def _check(header: Header, size: int, base_digest: str, path: Path) -> None:
     """Refuse an overlay of another kind or another base."""
     expected = Header.make(size, base_digest)
     problem: BootstreamError | None = None
-    if header.version != _VERSION or header.block_size != BLOCK:
+    if not 1 <= header.version <= NEWEST_VERSION or header.block_size != BLOCK:
         problem = InvalidInput(
-            f"it has version {header.version}, this program knows {_VERSION}",
+            f"it has version {header.version}, this program knows up to {NEWEST_VERSION}",
             remedy="serve it with the version of bootstream that made it",
         )
     elif (header.base_digest, header.size) != (base_digest, size):
