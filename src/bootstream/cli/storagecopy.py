@@ -32,7 +32,9 @@ from bootstream.storage.paths import is_valid_path
 @click.argument("destination")
 @click.option("-r", "--recursive", is_flag=True, help="Everything below SOURCE.")
 @click.option(
-    "--resume", is_flag=True, help="Skip what is there and the same; go on with broken downloads."
+    "--resume",
+    is_flag=True,
+    help="Skip what is there and the same; go on with what was broken off.",
 )
 @click.option("--no-check", is_flag=True, help="Do not read back and compare what was written.")
 @click.option(
@@ -63,6 +65,10 @@ def cp(
     Everything is written whole or not at all, with its sha256 where the store keeps
     metadata, and read back and compared at the end. Existing objects and files are
     replaced.
+
+    What a run that was broken off had brought, --resume does not bring again: parts of an
+    upload to OCI or S3, and the bytes of a download that had --resume, too. Without it, what
+    is left of uploads goes when uploads are collected.
     """
     places = Places(cli)
     origin, target = places.any(source), places.any(destination)
@@ -73,7 +79,8 @@ def cp(
             object=source,
             remedy="use cp(1), or write store:PATH for a path in the store",
         )
-    transfer = Transfer(check=not no_check, resume=resume)
+    records = cli.settings.cache_dir / "uploads"
+    transfer = Transfer(check=not no_check, resume=resume, records=records)
     with cli.job() as progress:
         items = list(_items(origin, target, source, destination, recursive=recursive))
         total = sum(item.size for item in items)
@@ -90,6 +97,11 @@ def cp(
 
 
 def _print(cli: Cli, done: list[Copied], *, as_json: bool) -> None:
+    for one in done:
+        if one.changed:
+            cli.warn(f"{printable(one.source)} has changed since: its upload began anew")
+        elif one.resumed:
+            cli.tell(f"{printable(one.source)}: {human_size(one.resumed)} were there already")
     if as_json:
         emit_json(
             [
@@ -99,6 +111,7 @@ def _print(cli: Cli, done: list[Copied], *, as_json: bool) -> None:
                     "size": one.size,
                     "sha256": one.sha256,
                     "skipped": one.skipped,
+                    "resumed": one.resumed,
                 }
                 for one in done
             ]

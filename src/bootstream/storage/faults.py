@@ -50,6 +50,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint
 from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 __all__ = [
@@ -227,6 +228,15 @@ class _FaultObject(ObjectWrapper):
         plan = self._faults.begin("read_from", self.path)
         full = _FullSource(source, self._faults, self.path)
         count = self._inner.read_from(full, metadata=metadata)
+        plan.finish()
+        return count
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        plan = self._faults.begin("read_from", self.path)
+        full = _FullSource(source, self._faults, self.path)
+        count = super().resume_from(full, size, metadata=metadata, checkpoint=checkpoint)
         plan.finish()
         return count
 

@@ -42,6 +42,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint
 from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 _BURST_SECONDS = 0.25
@@ -299,6 +300,13 @@ class _LimitObject(ObjectWrapper):
         with self._slots.held():
             paced = _PacedSource(source, self._slots, self._up)
             return self._inner.read_from(paced, metadata=metadata)
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        with self._slots.held():
+            paced = _PacedSource(source, self._slots, self._up)
+            return super().resume_from(paced, size, metadata=metadata, checkpoint=checkpoint)
 
     def write_to(self, sink: Sink) -> int:
         with self._slots.held():

@@ -30,6 +30,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint
 from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 _BUCKETS = 33  # the last: 2**32 us, 72 minutes, and everything longer
@@ -205,6 +206,13 @@ class _MetricsObject(ObjectWrapper):
     def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         with _Timed(self._metrics, "read_from") as call:
             call.size = self._inner.read_from(source, metadata=metadata)
+        return call.size
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        with _Timed(self._metrics, "read_from") as call:
+            call.size = super().resume_from(source, size, metadata=metadata, checkpoint=checkpoint)
         return call.size
 
     def write_to(self, sink: Sink) -> int:

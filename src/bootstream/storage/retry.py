@@ -43,6 +43,7 @@ from bootstream.errors import (
     Throttled,
     Unavailable,
 )
+from bootstream.storage.filesink import Place, place_of
 from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import (
     Metadata,
@@ -56,6 +57,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint, upload
 from bootstream.storage.wrapper import ObjectWrapper, ProviderWrapper
 
 T = TypeVar("T")
@@ -248,6 +250,31 @@ class _Watched:
             raise
         self.written += len(data)
 
+    def place(self) -> Place | None:
+        """Return the sink's own place, if it has one, watched as well."""
+        inner = None if self._sink is None else place_of(self._sink)
+        return None if inner is None else _WatchedPlace(inner, self)
+
+
+class _WatchedPlace:
+    """A place that tells the watched sink what it took."""
+
+    def __init__(self, inner: Place, watched: _Watched) -> None:
+        self._inner = inner
+        self._watched = watched
+        self.drop = inner.drop
+
+    def write_at(self, data: memoryview, offset: int, /) -> None:
+        try:
+            self._inner.write_at(data, offset)
+        except OSError as error:
+            self._watched.error = error
+            raise
+
+    def advance(self, count: int, /) -> None:
+        self._inner.advance(count)
+        self._watched.written += count
+
 
 class _RetryObject(ObjectWrapper):
     """One object of the store that may fail."""
@@ -264,13 +291,24 @@ class _RetryObject(ObjectWrapper):
         self._provider.run(lambda: self._inner.write_from_file_system(path, metadata=metadata))
 
     def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
+        return self._send(source, lambda given: self._inner.read_from(given, metadata=metadata))
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        def send(given: Source) -> int:
+            return upload(self._inner, given, size, metadata=metadata, checkpoint=checkpoint)
+
+        return self._send(source, send)
+
+    def _send(self, source: Source, send: Callable[[Source], int]) -> int:
         watched = _Watched(source=source)
         again = source if isinstance(source, _Rewindable) and source.seekable() else None
         start = again.tell() if again is not None else 0
         budget = self._provider.budget()
         while True:
             try:
-                return self._inner.read_from(watched, metadata=metadata)
+                return send(watched)
             except BootstreamError as error:
                 if watched.error is not None or (watched.touched and again is None):
                     raise

@@ -23,6 +23,7 @@ from bootstream.storage.protocol import (
     StorageProvider,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint, upload
 
 
 class ProviderWrapper:
@@ -97,6 +98,12 @@ class ObjectWrapper:
     def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         """Upload everything ``source`` has; return the count of bytes."""
         return self._inner.read_from(source, metadata=metadata)
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        """Upload, going on with what is there; see ``bootstream.storage.resume``."""
+        return upload(self._inner, source, size, metadata=metadata, checkpoint=checkpoint)
 
     def write_to(self, sink: Sink) -> int:
         """Download all of it in order; return the count of bytes."""

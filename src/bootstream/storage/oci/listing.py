@@ -222,7 +222,7 @@ def _failure(prefix: str, failed: dict[str, BootstreamError]) -> BootstreamError
 
 def unfinished_uploads(client: Client) -> Iterator[Upload]:
     """Yield the multipart uploads of the bucket that were neither committed nor aborted."""
-    for entry in _pages(client, "u", "list uploads"):
+    for entry in pages(client, "u", "list uploads"):
         name, upload_id = entry.get("object"), entry.get("uploadId")
         try:
             created = parse_time(entry.get("timeCreated"))
@@ -254,7 +254,7 @@ def collect_uploads(client: Client, now: datetime, older_than: timedelta, *, dry
 def _expired_pars(client: Client, before: datetime) -> list[tuple[str, str]]:
     found = []
     try:
-        for entry in _pages(client, "p", "list upload URLs"):
+        for entry in pages(client, "p", "list upload URLs"):
             name, par_id = entry.get("name"), entry.get("id")
             if not isinstance(name, str) or not isinstance(par_id, str):
                 continue
@@ -280,13 +280,17 @@ def _remove(client: Client, target: str, operation: str, object: str) -> None:
         return  # somebody else was first
 
 
-def _pages(client: Client, kind: str, operation: str) -> Iterator[dict[str, object]]:
-    """Yield the entries of a listing whose answer is an array, page by page."""
+def pages(client: Client, what: str, operation: str) -> Iterator[dict[str, object]]:
+    """Yield the entries of a listing whose answer is an array, page by page.
+
+    ``what`` is the target below the bucket's own, with or without a query.
+    """
     page = ""
     seen: set[str] = set()
+    target = f"{client.base()}/{what}{'&' if '?' in what else '?'}limit={PAGE}"
     while True:
-        query = f"limit={PAGE}" + (f"&page={quote(page, safe='')}" if page else "")
-        request = Request("GET", f"{client.base()}/{kind}?{query}", operation, client.bucket)
+        query = f"&page={quote(page, safe='')}" if page else ""
+        request = Request("GET", target + query, operation, client.bucket)
         answer = client.call(request)
         found = client.json_of(request, answer)
         if not isinstance(found, list):

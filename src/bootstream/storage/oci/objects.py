@@ -15,8 +15,9 @@ from bootstream.errors import (
 from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.oci.client import Client, Request, metadata_lines
 from bootstream.storage.oci.connection import Connection, Head
-from bootstream.storage.oci.download import download, read_range, total_of
+from bootstream.storage.oci.download import download, read_range
 from bootstream.storage.oci.failures import http_time
+from bootstream.storage.oci.ranges import total_of
 from bootstream.storage.oci.upload import PARALLEL_SAFE, Uploader, put_bytes
 from bootstream.storage.protocol import (
     Metadata,
@@ -26,6 +27,7 @@ from bootstream.storage.protocol import (
     Source,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -71,6 +73,12 @@ class OCIBucketStorageObjectProvider:
     def read_from(self, source: Source, *, metadata: Metadata | None = None) -> int:
         """Upload everything ``source`` has, in parallel parts; see the protocol."""
         return self._uploader(metadata).stream(source)
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        """Upload, without the parts that are there; see ``bootstream.storage.resume``."""
+        return self._uploader(metadata).resume(source, size, checkpoint)
 
     def _uploader(self, metadata: Metadata | None) -> Uploader:
         return Uploader(

@@ -42,10 +42,12 @@ from bootstream.errors import (
     ObjectNotFound,
     Unavailable,
 )
+from bootstream.storage.oci import resume
 from bootstream.storage.oci.client import Answer, Client, Request, metadata_lines
 from bootstream.storage.oci.sources import Buffer, FileReader, Reader, StreamReader
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import Source
+from bootstream.storage.resume import Checkpoint
 
 MAX_PARTS = 10_000
 MAX_OBJECT = 10 << 40
@@ -166,6 +168,8 @@ class Uploader:
         self._part_size = part_size or PART
         self._sleep = sleep
         self._given_up = False
+        self._checkpoint: Checkpoint | None = None
+        self._there: Mapping[int, resume.ListedPart] = {}
 
     def file(self, path: str | PathLike[str]) -> None:
         """Upload a local file; one that changes meanwhile is refused."""
@@ -187,6 +191,11 @@ class Uploader:
     def stream(self, source: Source) -> int:
         """Upload everything ``source`` has; return the count of bytes."""
         return self._upload(StreamReader(source), None, lambda: None)
+
+    def resume(self, source: Source, size: int, checkpoint: Checkpoint) -> int:
+        """Upload ``size`` bytes of ``source``, of which parts may be there; return their count."""
+        self._checkpoint = checkpoint
+        return self._upload(StreamReader(source), size, lambda: None)
 
     def _upload(self, reader: Reader, size: int | None, finish: Callable[[], None]) -> int:
         self._check_length(0, size or 0)
@@ -218,7 +227,7 @@ class Uploader:
         size: int | None,
         finish: Callable[[], None],
     ) -> int:
-        upload = self._create()
+        upload = self._begin(buffer.size)
         running: deque[tuple[Future[Part], Buffer]] = deque()
         parts: list[Part] = []
         spare: list[Buffer] = []
@@ -249,9 +258,32 @@ class Uploader:
                 future.cancel()
             wait([future for future, _ in running])
             self._given_up = False
-            self._abort(upload, error)
+            self._end(upload, error)
             raise
+        if self._checkpoint is not None:
+            self._checkpoint.forget()
         return count
+
+    def _begin(self, part_size: int) -> str:
+        """Return the upload to send parts to: a new one, or one that was broken off."""
+        if self._checkpoint is None:
+            return self._create()
+        known = resume.broken_off(self._client, self._path, self._checkpoint, part_size)
+        if known is not None:
+            upload, self._there = known
+            return upload
+        self._there = {}
+        upload = self._create()
+        self._checkpoint.record(resume.token_of(upload, part_size))
+        return upload
+
+    def _end(self, upload: str, error: BaseException) -> None:
+        """Abort an upload that failed, unless another run is to go on with it."""
+        if self._checkpoint is None:
+            self._abort(upload, error)
+        elif not self._checkpoint.keep:
+            self._abort(upload, error)
+            self._checkpoint.forget()
 
     def _check_length(self, parts: int, size: int) -> None:
         if parts > MAX_PARTS or size > MAX_OBJECT:
@@ -289,6 +321,10 @@ class Uploader:
         return upload
 
     def _send_part(self, upload: str, number: int, data: memoryview) -> Part:
+        there = self._there.get(number)
+        if there is not None and self._checkpoint is not None and there.is_of(data):
+            self._checkpoint.found(len(data))
+            return Part(number, there.etag, there.md5)
         sha256 = hashlib.sha256(data).digest()
         request = Request(
             "PUT",
