@@ -6,11 +6,13 @@ import hashlib
 import sys
 from array import array
 from bisect import bisect_right
+from collections.abc import Container
 from itertools import accumulate
 from uuid import UUID
 
 from bootstream.chunks.digests import DigestTable, GrowingDigests
 from bootstream.chunks.index import (
+    DIGEST_SIZE,
     HEADER,
     MAGIC,
     MAX_CHUNKS,
@@ -34,11 +36,21 @@ class IndexBuilder:
         size: the artifact's size in bytes.
         chunk_size: in bytes.
         parent: an index with the same chunk size, whose chunks are referred to.
+        rewrite: numbers of entries of the parent that are not.
     """
 
-    def __init__(self, own: Pack, size: int, chunk_size: int, parent: Index | None) -> None:
+    def __init__(
+        self,
+        own: Pack,
+        size: int,
+        chunk_size: int,
+        parent: Index | None,
+        *,
+        rewrite: Container[int] = (),
+    ) -> None:
         _check_limits(own, size, chunk_size)
-        self._own = own
+        self.own = own
+        self._rewrite = rewrite
         self._size = size
         self.chunk_size = chunk_size
         # The table has room for what a parent names and one more; a history with more packs
@@ -52,6 +64,7 @@ class IndexBuilder:
         self._lengths = array("I")
         self._pack_numbers = array("H")
         self._packs: dict[Pack, int] = {}
+        self._inherited = array("I")
         if own.raw:
             self._packs[own] = 0
         self.stored_bytes = 0
@@ -67,7 +80,10 @@ class IndexBuilder:
 
     def known(self, digest: bytes) -> bool:
         """Tell whether the chunk needs no frame; a no may come too early, a yes is final."""
-        return self._parent_digests.find(digest) >= 0 or self._digests.find(digest) >= 0
+        if self._digests.find(digest) >= 0:
+            return True
+        number = self._parent_digests.find(digest)
+        return number >= 0 and number not in self._rewrite
 
     def add_zeros(self, count: int) -> None:
         """Add ``count`` chunks of zeros."""
@@ -78,7 +94,7 @@ class IndexBuilder:
         """Add a chunk that this image or the parent has; False, and nothing, if neither has."""
         number = self._digests.find(digest)
         if number >= 0:
-            own = self._pack_numbers[number] == self._packs.get(self._own, -1)
+            own = self._pack_numbers[number] == self._packs.get(self.own, -1)
             self.duplicate_chunks += own
             self.parent_chunks += not own
             self._positions.append(1 + number)
@@ -86,23 +102,60 @@ class IndexBuilder:
         if self._parent is None:
             return False
         found = self._parent_digests.find(digest)
-        if found < 0:
+        if found < 0 or found in self._rewrite:
             return False
-        ref = self._parent.entry(found)
-        self._add(self._parent.packs[ref.pack], ref.ordinal, ref.offset, ref.length, digest)
+        self._add_entry(self._parent, found)
         self.parent_chunks += 1
         return True
 
+    def inherit(self, first: int, count: int) -> None:
+        """Add ``count`` chunks as the parent has them from ``first`` on.
+
+        Raises InvalidInput where there is no parent that can be referred to.
+        """
+        parent = self._parent
+        if parent is None:
+            raise InvalidInput(
+                "there is no parent to refer to, or its history has too many packs",
+                operation="write artifact",
+                object=self.own.artifact,
+                remedy="store every chunk anew ('bootstream flatten')",
+            )
+        places = self._inherited
+        if not places:
+            places.frombytes(bytes(4 * parent.entry_count))
+        for position in parent.positions[first : first + count]:
+            if not position:
+                self._positions.append(0)
+                self.zero_chunks += 1
+                continue
+            place = places[position - 1]
+            if place:
+                self._positions.append(place)
+            else:
+                digest = parent.digests[(position - 1) * DIGEST_SIZE : position * DIGEST_SIZE]
+                known = self._digests.find(bytes(digest))
+                if known >= 0:
+                    self._positions.append(1 + known)
+                else:
+                    self._add_entry(parent, position - 1)
+                places[position - 1] = self._positions[-1]
+            self.parent_chunks += 1
+
+    def _add_entry(self, parent: Index, number: int) -> None:
+        ref = parent.entry(number)
+        self._add(parent.packs[ref.pack], ref.ordinal, ref.offset, ref.length, ref.sha256)
+
     def store(self, length: int, digest: bytes) -> None:
         """Add a chunk whose frame follows in the own pack and takes ``length`` bytes."""
-        self._add(self._own, self.new_chunks, self.stored_bytes, length, digest)
+        self._add(self.own, self.new_chunks, self.stored_bytes, length, digest)
         self.stored_bytes += length
         self.new_chunks += 1
 
     def place(self, digest: bytes, length: int) -> None:
         """Add a chunk of the raw form, which is where it is in the artifact."""
         chunk = self.chunk_count
-        self._add(self._own, chunk, chunk * self.chunk_size, length, digest)
+        self._add(self.own, chunk, chunk * self.chunk_size, length, digest)
         self.new_chunks += 1
 
     def _add(self, pack: Pack, ordinal: int, offset: int, length: int, digest: bytes) -> None:
@@ -129,7 +182,7 @@ class IndexBuilder:
         header = HEADER.pack(
             MAGIC,
             VERSION,
-            RAW_FORM if self._own.raw else 0,
+            RAW_FORM if self.own.raw else 0,
             self.chunk_size,
             self._size,
             self.chunk_count,
@@ -140,7 +193,7 @@ class IndexBuilder:
         parts = [memoryview(header)]
         parts += [memoryview(column).cast("B") for column in columns]
         parts += [memoryview(self._digests.column), memoryview(table)]
-        return IndexPieces(parts, self._own)
+        return IndexPieces(parts, self.own)
 
 
 class IndexPieces:

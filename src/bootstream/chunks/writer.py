@@ -11,12 +11,9 @@ comes out of the source, so that the store abandons the upload.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +23,9 @@ import zstandard
 
 from bootstream.chunks.build import IndexBuilder
 from bootstream.chunks.index import MAX_CHUNK_SIZE, Index, Pack
-from bootstream.chunks.local import file_error
 from bootstream.chunks.names import index_path, validate_artifact, validate_build_id
 from bootstream.chunks.parallel import check_threads, in_order, usable_cores
+from bootstream.chunks.source import Batch, FileSource, Kind, Source
 from bootstream.errors import InvalidInput, Unavailable
 from bootstream.progress import NO_PROGRESS, Progress
 from bootstream.storage.protocol import StorageProvider
@@ -37,9 +34,6 @@ DEFAULT_CHUNK_SIZE = 64 << 10
 DEFAULT_LEVEL = 3
 """Both were measured: docs/decisions/chunk-size.md."""
 
-_BATCH = 1 << 20
-_HOLE_BATCH = 4 << 30
-"""Bytes of a hole that are one step of progress."""
 _ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
 
 
@@ -108,46 +102,114 @@ def write_artifact(
             object=artifact,
             remedy="leave the chunk size to the parent, or build without a parent",
         )
-    if level is not None and not 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL:
+    level = _check_level(level, artifact)
+    if chunk_size is None:
+        chunk_size = DEFAULT_CHUNK_SIZE if parent is None else parent.chunk_size
+    with FileSource(path) as source:
+        if not own.raw:
+            builder = IndexBuilder(own, source.size, chunk_size, parent)
+            return _write(source, builder, storage, level, threads, progress)
+        builder = IndexBuilder(own, source.size, chunk_size, None)
+        return _write(source, builder, storage, level, threads, progress, raw=path)
+
+
+def write_source(
+    source: Source,
+    *,
+    build_id: str,
+    artifact: str,
+    storage: StorageProvider,
+    parent: Index | None = None,
+    chunk_size: int | None = None,
+    rewrite: Container[int] = (),
+    level: int | None = None,
+    threads: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> ArtifactSummary:
+    """Write an artifact in the chunked form from anything that can be read in batches.
+
+    Batches that are as in the parent are not read, and cost an entry of the index each
+    chunk. All else is as ``write_artifact`` has it.
+
+    Args:
+        source: the bytes; closed by the caller.
+        build_id: whose artifact it is.
+        artifact: its name, also the name of the phase of ``progress``.
+        storage: where it goes.
+        parent: what ``Kind.SAME`` refers to; its chunk size is inherited.
+        chunk_size: where there is no parent; None takes 64 KiB.
+        rewrite: numbers of entries of the parent that are not referred to.
+        level: of zstd, 1 to 22; None takes 3.
+        threads: how many read and compress; None takes all cores.
+        progress: hears of the source's work.
+
+    Raises:
+        InvalidInput: a bad argument, or a source that changed.
+        StorageFull, Unavailable, PermissionDenied: of the store; and what the source raises.
+    """
+    own = Pack(validate_build_id(build_id), validate_artifact(artifact), raw=False)
+    if parent is not None:
+        chunk_size = parent.chunk_size
+    builder = IndexBuilder(
+        own, source.size, chunk_size or DEFAULT_CHUNK_SIZE, parent, rewrite=rewrite
+    )
+    return _write(source, builder, storage, _check_level(level, artifact), threads, progress)
+
+
+def _check_level(level: int | None, artifact: str) -> int:
+    if level is None:
+        return DEFAULT_LEVEL
+    if not 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL:
         raise InvalidInput(
             f"{level} is not a compression level",
             operation="write artifact",
             object=artifact,
             remedy=f"choose 1 to {zstandard.MAX_COMPRESSION_LEVEL}",
         )
-    if chunk_size is None:
-        chunk_size = DEFAULT_CHUNK_SIZE if parent is None else parent.chunk_size
-    with _Input(path) as source:
-        builder = IndexBuilder(own, source.size, chunk_size, None if own.raw else parent)
-        cutter = _Cutter(source, chunk_size, DEFAULT_LEVEL if level is None else level, builder)
-        progress.phase(artifact, source.size)
-        workers = check_threads(threads, usable_cores())
-        batches = in_order(
-            cutter.measure if own.raw else cutter.compress,
-            source.batches(chunk_size),
-            threads=workers,
-            ahead=workers + 2,
+    return level
+
+
+def _write(
+    source: Source,
+    builder: IndexBuilder,
+    storage: StorageProvider,
+    level: int,
+    threads: int | None,
+    progress: Progress,
+    *,
+    raw: Path | None = None,
+) -> ArtifactSummary:
+    """Write pack, or the raw object that is the file ``raw``, and the index."""
+    own, chunk_size = builder.own, builder.chunk_size
+    cutter = _Cutter(source, chunk_size, level, builder)
+    progress.phase(own.artifact, source.work)
+    workers = check_threads(threads, usable_cores())
+    batches = in_order(
+        cutter.measure if own.raw else cutter.compress,
+        source.batches(chunk_size),
+        threads=workers,
+        ahead=workers + 2,
+    )
+    with closing(batches):
+        frames = _Frames(
+            batches,
+            builder,
+            advance=lambda count: progress.advance(own.artifact, count),
+            at_end=source.check_unchanged,
         )
-        with closing(batches):
-            frames = _Frames(
-                batches,
-                builder,
-                advance=lambda count: progress.advance(artifact, count),
-                at_end=source.check_unchanged,
-            )
-            if own.raw:
-                frames.drain()
-                storage.open_object(own.path).write_from_file_system(path)
-                source.check_unchanged()
-            elif frames.prime():
-                uploaded = storage.open_object(own.path).read_from(frames)
-                _check_uploaded(own, uploaded, builder.stored_bytes)
+        if raw is not None:
+            frames.drain()
+            storage.open_object(own.path).write_from_file_system(raw)
+            source.check_unchanged()
+        elif frames.prime():
+            uploaded = storage.open_object(own.path).read_from(frames)
+            _check_uploaded(own, uploaded, builder.stored_bytes)
     index = builder.finish()
-    uploaded = storage.open_object(index_path(build_id, artifact)).read_from(index)
+    uploaded = storage.open_object(index_path(own.build_id, own.artifact)).read_from(index)
     _check_uploaded(own, uploaded, index.size)
-    progress.done(artifact)
+    progress.done(own.artifact)
     return ArtifactSummary(
-        form=form,
+        form="raw" if own.raw else "chunked",
         size=source.size,
         chunk_size=chunk_size,
         index_size=index.size,
@@ -169,119 +231,34 @@ def _check_uploaded(own: Pack, uploaded: int, expected: int) -> None:
         )
 
 
-class _Batch(NamedTuple):
-    """A few neighbouring chunks: ``size`` bytes from ``offset``; a hole is known zeros."""
-
-    offset: int
-    size: int
-    hole: bool
-
-
 class _Done(NamedTuple):
     """A batch and what it holds: None for zeros, else digest, bytes and perhaps the frame."""
 
-    batch: _Batch
+    batch: Batch
     chunks: list[tuple[bytes, int, bytes | None] | None]
-
-
-class _Input:
-    """The file that is read: regular, of a size that must not change."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise file_error(error, "read", path) from error
-        self._status = os.fstat(self.descriptor)
-        self.size = self._status.st_size
-        if not stat.S_ISREG(self._status.st_mode):
-            os.close(self.descriptor)
-            raise InvalidInput("it is not a regular file", operation="read", object=str(path))
-
-    def __enter__(self) -> _Input:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
-
-    def check_unchanged(self) -> None:
-        """Raise InvalidInput if somebody wrote to the file since it was opened."""
-        now = os.fstat(self.descriptor)
-        if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
-            raise self._changed()
-
-    def _changed(self) -> InvalidInput:
-        return InvalidInput(
-            "the file changed while it was read",
-            operation="read",
-            object=str(self._path),
-            remedy="stop what writes to it, or copy it first",
-        )
-
-    def read(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``offset``."""
-        while buffer:
-            try:
-                count = os.preadv(self.descriptor, [buffer], offset)
-            except OSError as error:
-                raise file_error(error, "read", self._path) from error
-            if count == 0:
-                raise self._changed()
-            buffer = buffer[count:]
-            offset += count
-
-    def batches(self, chunk_size: int) -> Iterator[_Batch]:
-        """Yield the whole file in order; chunks that lie in a hole entirely are holes."""
-        step = max(_BATCH, chunk_size)
-        offset = 0
-        while offset < self.size:
-            data = self._seek(offset, os.SEEK_DATA, self.size)
-            start = self.size if data >= self.size else data // chunk_size * chunk_size
-            yield from _split(offset, start, max(_HOLE_BATCH, chunk_size), hole=True)
-            # asked from the data on: its chunk may begin before it, in the hole
-            hole = self._seek(data, os.SEEK_HOLE, self.size)
-            end = min(-(-hole // chunk_size) * chunk_size, self.size)
-            yield from _split(start, end, step, hole=False)
-            offset = end
-
-    def _seek(self, offset: int, whence: int, default: int) -> int:
-        if offset >= self.size:
-            return default
-        try:
-            return os.lseek(self.descriptor, offset, whence)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole follows
-                return default
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # no holes on this file system
-                return offset if whence == os.SEEK_DATA else default
-            raise file_error(error, "read", self._path) from error
-
-
-def _split(start: int, end: int, step: int, *, hole: bool) -> Iterator[_Batch]:
-    for offset in range(start, end, step):
-        yield _Batch(offset, min(step, end - offset), hole)
 
 
 class _Cutter(threading.local):
     """Reads and hashes batches, and compresses them; every thread has buffer and context."""
 
-    def __init__(self, source: _Input, chunk_size: int, level: int, builder: IndexBuilder) -> None:
+    def __init__(self, source: Source, chunk_size: int, level: int, builder: IndexBuilder) -> None:
         self._source = source
         self._chunk_size = chunk_size
         self._builder = builder
         self._compress = zstandard.ZstdCompressor(level=level, write_checksum=False).compress
         self._buffer = bytearray()
 
-    def compress(self, batch: _Batch) -> _Done:
+    def compress(self, batch: Batch) -> _Done:
         """Return digests, and frames of what is not known to be stored already."""
-        return _Done(batch, [] if batch.hole else self._cut(batch, frames=True))
+        return _Done(batch, self._cut(batch, frames=True))
 
-    def measure(self, batch: _Batch) -> _Done:
+    def measure(self, batch: Batch) -> _Done:
         """Return digests alone."""
-        return _Done(batch, [] if batch.hole else self._cut(batch, frames=False))
+        return _Done(batch, self._cut(batch, frames=False))
 
-    def _cut(self, batch: _Batch, *, frames: bool) -> list[tuple[bytes, int, bytes | None] | None]:
+    def _cut(self, batch: Batch, *, frames: bool) -> list[tuple[bytes, int, bytes | None] | None]:
+        if batch.kind is not Kind.DATA:
+            return []
         if len(self._buffer) < batch.size:
             self._buffer = bytearray(batch.size)
         view = memoryview(self._buffer)[: batch.size]
@@ -347,22 +324,26 @@ class _Frames:
     def drain(self) -> None:
         """Put all chunks into the index as they are, for the raw form."""
         for batch, chunks in self._batches:
-            if batch.hole:
+            if batch.kind is Kind.HOLE:
                 self._builder.add_zeros(-(-batch.size // self._chunk_size))
             for chunk in chunks:
                 if chunk is None:
                     self._builder.add_zeros(1)
                 else:
                     self._builder.place(chunk[0], chunk[1])
-            self._advance(batch.size)
+            self._advance(batch.work)
         self._at_end()
 
     def _take(self, done: _Done) -> list[bytes]:
         """Decide, in order, what becomes of each chunk; return the frames that are stored."""
         builder = self._builder
         frames: list[bytes] = []
-        if done.batch.hole:
-            builder.add_zeros(-(-done.batch.size // self._chunk_size))
+        if done.batch.kind is not Kind.DATA:
+            count = -(-done.batch.size // self._chunk_size)
+            if done.batch.kind is Kind.HOLE:
+                builder.add_zeros(count)
+            else:
+                builder.inherit(done.batch.offset // self._chunk_size, count)
         for chunk in done.chunks:
             if chunk is None:
                 builder.add_zeros(1)
@@ -372,5 +353,5 @@ class _Frames:
                 assert frame is not None  # nobody knew it, so it was compressed
                 builder.store(len(frame), digest)
                 frames.append(frame)
-        self._advance(done.batch.size)
+        self._advance(done.batch.work)
         return frames
