@@ -54,8 +54,11 @@ class Agreement:
     maximum_payload: int = MAX_PAYLOAD
 
 
-def negotiate(stream: Stream, export: str, *, name: str) -> Agreement:
+def negotiate(stream: Stream, export: str, *, name: str, structured: bool = True) -> Agreement:
     """Go through the handshake and choose ``export``; ``name`` is for errors.
+
+    Without ``structured``, neither structured replies nor metadata are asked for: the
+    kernel's client knows simple replies alone.
 
     Raises:
         NotFound: there is no such export.
@@ -73,7 +76,8 @@ def negotiate(stream: Stream, export: str, *, name: str) -> Agreement:
     stream.send(struct.pack(">I", offered & 3))
     agreement = Agreement()
     if offered & HandshakeFlag.FIXED_NEWSTYLE:
-        _ask(stream, agreement, raw)
+        if structured:
+            _ask(stream, agreement, raw)
         _option(stream, Option.GO, _go(raw))
         replies = _replies(stream, Option.GO)
         error, text = replies[-1]

@@ -44,6 +44,15 @@ class Stream:
         for buffer in buffers:
             self._socket.sendall(buffer)
 
+    def detach(self) -> socket.socket:
+        """Return the socket, which blocks without a limit; this stream is at its end.
+
+        For a connection whose server waits for us: nothing may be buffered here.
+        """
+        self._file.close()
+        self._socket.settimeout(None)
+        return self._socket
+
     def close(self) -> None:
         """Close both; idempotent."""
         self._file.close()
