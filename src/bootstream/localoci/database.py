@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _READERS = 16  # connections, each of which has files of its own
+_CHECKPOINT = 8000  # pages of 4 KiB that are written to the log before writers wait for the disk
 
 _SCHEMA = """
 CREATE TABLE buckets (
@@ -98,6 +99,7 @@ class Database:
                 remedy="stop it, or choose another data folder",
             ) from None
         self.recent, self.recent_files = RecentObjects(), RecentFiles()
+        self._folders: set[str] = set()  # those of files/ that exist
         self._turn = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._every: list[sqlite3.Connection] = []
@@ -123,6 +125,7 @@ class Database:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA busy_timeout=10000")
         return connection
@@ -153,7 +156,9 @@ class Database:
     def new_file(self) -> str:
         """A name for a new file, whose folder exists."""
         name = uuid.uuid4().hex
-        (self.files / name[:2]).mkdir(exist_ok=True)
+        if name[:2] not in self._folders:
+            (self.files / name[:2]).mkdir(exist_ok=True)
+            self._folders.add(name[:2])
         return name
 
     def path(self, name: str) -> str:
@@ -165,7 +170,8 @@ class Database:
         for name in names:
             if name:
                 self.recent_files.drop(name)
-                Path(self.path(name)).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(name))  # noqa: PTH108 - half the time of Path's
 
     @contextlib.contextmanager
     def write(
@@ -186,8 +192,10 @@ class Database:
                     self._writer.execute("ROLLBACK")
                     raise
                 self._writer.execute("COMMIT")
-            finally:
-                self.recent.end()
+            except BaseException:
+                self.recent.end(kept=False)
+                raise
+            self.recent.end(kept=True)
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:

@@ -35,6 +35,7 @@ class RecentObjects:
         self._items: Memo[Key, StoredObject] = Memo(OBJECTS)
         self._lock = threading.Lock()
         self.writes = 0
+        self._new: list[tuple[int, StoredObject]] = []  # of the writer
 
     def get(self, bucket: int, name: str) -> StoredObject | None:
         """An object as the database has it, or None: ask the database."""
@@ -47,20 +48,27 @@ class RecentObjects:
                 if writes == self.writes:
                     self._items.keep((bucket, item.name), item)
 
+    def becomes(self, bucket: int, item: StoredObject) -> None:
+        """A writer says what an object is once it has committed."""
+        self._new.append((bucket, item))
+
     def begin(self, touched: Iterable[Key] | None) -> None:
         """A writer begins: it touches these objects, or None, any."""
         with self._lock:
             self.writes += 1
+            self._new.clear()
             if touched is None:
                 self._items.clear()
             else:
                 for key in touched:
                     self._items.drop(key)
 
-    def end(self) -> None:
+    def end(self, *, kept: bool) -> None:
         """The writer has committed, or given up."""
         with self._lock:
             self.writes += 1
+            for bucket, item in self._new if kept else ():
+                self._items.keep((bucket, item.name), item)
 
 
 class OpenFile:

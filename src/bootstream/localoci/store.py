@@ -11,6 +11,7 @@ from __future__ import annotations
 # ruff: noqa: S608 - statements are put together of constants, values are always parameters
 import json
 import sqlite3
+import threading
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self.database = database
         self.clock = clock
+        self._local = threading.local()
 
     def receive(self, body: Body, limit: int, algorithms: frozenset[str]) -> Received:
         """Take a body to a new file, with its checksums.
@@ -142,8 +144,7 @@ class Store:
         size = 0
         try:
             with open(self.database.path(file), "xb", buffering=0) as target:
-                span = _BUFFER if body.length is None else min(_BUFFER, max(body.length, 1))
-                buffer = memoryview(bytearray(span))
+                buffer = self._buffer(body.length)
                 while count := self._fill(body, buffer):
                     size += count
                     _bound(size, limit)
@@ -159,6 +160,15 @@ class Store:
                 ) from error
             raise
         return Received(file, size, checksums.digests())
+
+    def _buffer(self, length: int | None) -> memoryview:
+        """Room for a body, or a piece of it; a thread's own, until its next body."""
+        if length is not None and length <= _BUFFER >> 3:
+            return memoryview(bytearray(max(length, 1)))
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(bytearray(_BUFFER))
+        return buffer
 
     @staticmethod
     def _fill(body: Body, buffer: memoryview) -> int:
@@ -241,6 +251,7 @@ class Store:
                 if old is not None:
                     dropped += self.retire(rows, bucket, old)
                 self.insert(rows, bucket, new)
+                self.database.recent.becomes(bucket.id, new)
         except BaseException as error:
             self.database.drop(file)
             if isinstance(error, sqlite3.IntegrityError):
