@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -177,6 +178,7 @@ def provider_for(
     limits: TimeLimits | None = None,
     part_size: int | None = None,
     parallel: int = 4,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> OCIBucketStorageProvider:
     """Return a provider over the scripted server, with short time limits."""
     return OCIBucketStorageProvider(
@@ -186,5 +188,6 @@ def provider_for(
         endpoint=server.url,
         parallel=parallel,
         part_size=part_size,
+        sleep=sleep,
         limits=limits or TimeLimits(connect=5, first_byte=5, progress=5),
     )

@@ -16,6 +16,7 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -219,6 +220,27 @@ class Connection:
             raise WireError(reason(error), received=done) from error
         if done < size:
             raise WireError(f"the body ends after {done} of {size} bytes", received=done)
+
+    def receive_through(
+        self, size: int, buffer: memoryview, take: Callable[[memoryview, int], None]
+    ) -> None:
+        """Give the next ``size`` bytes of a body to ``take``, by way of ``buffer``.
+
+        ``take`` gets bytes and how many came before them. A small buffer stays in the
+        processor's cache on the way from the socket to a file. Raises WireError with how
+        many bytes were taken, and what ``take`` raises.
+        """
+        done = 0
+        while done < size:
+            view = buffer[: size - done]
+            try:
+                self.receive_into(view)
+            except WireError as error:
+                take(view[: error.received], done)
+                error.received += done
+                raise
+            take(view, done)
+            done += len(view)
 
     def receive_body(self, head: Head, limit: int) -> bytes:
         """Return a whole body of at most ``limit`` bytes; raises WireError and OSError."""

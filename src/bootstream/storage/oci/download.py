@@ -1,136 +1,57 @@
-"""Reading: one range into a buffer, and a whole object in order, in parallel.
+"""Reading: one range into a buffer, and a whole object in order or into a file, in parallel.
 
-Every answer is checked against what was asked before a byte of it counts: status, range,
-length, and the etag where bytes of several answers come together. A whole object is read in
-pieces, each with ``if-match`` on the first one's etag, so that a replaced object is an error
-and never a mixture. A piece that breaks off is gone on with where it broke off; that cannot
-be the retry wrapper's work, which does not know what is there already.
+A whole object is read in pieces, each with ``if-match`` on the first one's etag, so that a
+replaced object is an error and never a mixture. Into a file (``filesink``), each piece is
+written by the thread that receives it, as it comes: through a buffer that stays in the
+processor's cache, and with no other thread waiting for its turn. Any other sink gets whole
+pieces in order, from the calling thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import random
-import re
 from base64 import b64encode
 from collections import deque
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
-from bootstream.errors import (
-    BootstreamError,
-    PreconditionFailed,
-    Unavailable,
+from bootstream.errors import PreconditionFailed, Unavailable
+from bootstream.storage.filesink import Place, place_of
+from bootstream.storage.oci.client import Client, Request
+from bootstream.storage.oci.ranges import (
+    Piece,
+    fetch,
+    fetch_resuming,
+    fetch_through,
+    resuming,
 )
-from bootstream.storage.oci.client import Client, Request, Unsuitable
-from bootstream.storage.oci.connection import Connection, Head
-from bootstream.storage.oci.failures import Interrupted
 from bootstream.storage.protocol import Sink
 
 PIECE = 4 << 20
 SPLIT = 12 << 20  # a single read from this size on is worth several requests
+_STEP = 256 << 10  # on the way into a file
 _WINDOW = 10  # pieces in memory at once
-_ATTEMPTS = 5
-_PROGRESS = 64 << 10  # less than this an attempt is no progress: it could go on byte by byte
 _VERSIONS = 3
-_LONGEST_WAIT = 30.0
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})\Z")
-_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})\Z")
+
+
+class _NotTaken(Exception):
+    """The file did not take what came; the cause says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one request gave: bytes read, the object's size (None: not said), and its etag."""
+class _Object:
+    """What is downloaded: how to ask for it, and, once that is known, its size and etag."""
 
-    count: int
-    total: int | None
-    etag: str
-    md5: str | None = None
+    client: Client
+    target: str
+    path: str
+    size: int = 0
+    etag: str = ""
 
-
-def total_of(head: Head) -> int | None:
-    """Return the whole object's size, as an answer to a range states it, or None."""
-    if head.status == 206:
-        match = _RANGE.match(head.headers.get("content-range", ""))
-        return int(match[3]) if match else None
-    if head.status == 416:
-        match = _UNSATISFIED.match(head.headers.get("content-range", ""))
-        return int(match[1]) if match else None
-    return head.length if head.length is not None and head.length >= 0 else None
-
-
-def fetch(
-    client: Client, target: str, path: str, view: memoryview, offset: int, etag: str = ""
-) -> Piece:
-    """Fill ``view`` from ``offset`` by one request; only of the version ``etag``, if given.
-
-    Raises:
-        Interrupted: it broke off; says how much is there, of which version.
-        PreconditionFailed: it is of another version than ``etag``.
-    """
-    end = offset + len(view) - 1
-    condition = f"if-match: {etag}\r\n" if etag else ""
-    request = Request(
-        "GET",
-        target,
-        "read object",
-        path,
-        headers=f"range: bytes={offset}-{end}\r\n{condition}".encode("latin-1"),
-        success=(200, 206, 416),
-    )
-    version: tuple[str, str | None] = (etag, None)
-
-    def receive(connection: Connection, head: Head) -> Piece:
-        nonlocal version
-        if head.status == 416:
-            connection.receive_body(head, 1 << 16)
-            return Piece(0, total_of(head), "")
-        found = head.headers.get("etag", "")
-        if not found or (etag and found != etag):
-            raise Unsuitable("the answer is not of the object that was asked for")
-        version = (found, head.headers.get("content-md5"))
-        count, total = _expected(head, len(view), offset, end)
-        if head.length is None:
-            # Without a length in HTTP's words, the range still says how much there is.
-            body = connection.receive_body(head, count)
-            if len(body) != count:
-                raise Unsuitable(f"the body ends after {len(body)} of {count} bytes")
-            view[:count] = body
-        elif head.length < 0:
-            body = connection.receive_body(head, count)
-            if len(body) != count:
-                raise Unsuitable(f"the body has {len(body)} of {count} bytes")
-            view[:count] = body
-        else:
-            connection.receive_into(view[:count])
-        return Piece(count, total, *version)
-
-    try:
-        return client.exchange(request, receive)
-    except Interrupted as error:
-        error.etag, error.md5 = version
-        raise
-
-
-def _expected(head: Head, size: int, offset: int, end: int) -> tuple[int, int]:
-    """Return how many bytes the answer brings, and of how many; raises Unsuitable."""
-    if head.status == 200:
-        # Whoever does not know ranges sends everything. That will do where it is all we want.
-        fits = head.length is not None and 0 <= head.length <= size
-        if offset or not fits or "opc-request-id" not in head.headers:
-            raise Unsuitable("a part was asked for, and the whole was sent")
-        assert head.length is not None
-        return head.length, head.length
-    match = _RANGE.match(head.headers.get("content-range", ""))
-    if match is None:
-        raise Unsuitable("the answer does not say which part it is")
-    first, last, total = int(match[1]), int(match[2]), int(match[3])
-    if first != offset or last != min(end, total - 1) or last < first:
-        raise Unsuitable(f"bytes {offset} to {end} were asked for; {first} to {last} were sent")
-    count = last - first + 1
-    if head.length is not None and head.length >= 0 and head.length != count:
-        raise Unsuitable(f"the answer has {head.length} bytes for a part of {count}")
-    return count, total
+    def piece_at(self, offset: int) -> int:
+        """Return how many bytes the piece at ``offset`` has."""
+        return min(PIECE, self.size - offset)
 
 
 def read_range(
@@ -201,103 +122,144 @@ def _check_end(client: Client, target: str, path: str, total: int | None, offset
         )
 
 
-def fetch_resuming(
-    client: Client,
-    target: str,
-    path: str,
-    view: memoryview,
-    offset: int,
-    etag: str,
-) -> Piece:
-    """``fetch``, going on where it broke off; attempts count anew with real progress."""
-    done = 0
-    failed = 0
-    md5: str | None = None
-    while True:
-        try:
-            piece = fetch(client, target, path, view[done:], offset + done, etag)
-        except BootstreamError as error:
-            if not error.transient:
-                raise
-            if isinstance(error, Interrupted) and error.received:
-                if error.received >= _PROGRESS:
-                    failed = 0
-                md5 = md5 if done else error.md5
-                done += error.received
-                etag = etag or error.etag
-            failed += 1
-            if failed >= _ATTEMPTS:
-                error.add_note(f"given up after {failed} attempts")
-                raise
-            jitter = random.uniform(0, 0.1 * 2**failed)  # noqa: S311 - no secret
-            client.sleep(jitter + min(error.retry_after or 0.0, _LONGEST_WAIT))
-        else:
-            # The checksum is of the answer that began at the start; what others have may be
-            # of the rest alone.
-            md5 = md5 if done else piece.md5
-            return Piece(done + piece.count, piece.total, etag or piece.etag, md5)
-
-
 def download(
     client: Client, target: str, path: str, sink: Sink, executor: Executor, parallel: int
 ) -> int:
-    """Write all of the object to ``sink`` in order; return the count of bytes.
+    """Write all of the object to ``sink``, in order or at its place; return the count of bytes.
 
-    Memory: at most ``_WINDOW`` pieces of ``PIECE`` bytes.
+    Memory: at most ``_WINDOW`` pieces of ``PIECE`` bytes; into a file, two of them and
+    ``_STEP`` bytes for each of ``parallel`` requests.
     """
-    buffers: deque[bytearray] = deque()
-    first = bytearray(PIECE)
+    first = memoryview(bytearray(PIECE))
     head = _first_piece(client, target, path, first)
     if head.total is None and not head.count:
         _check_end(client, target, path, None, 0)
         return 0
-    total = head.total or 0
-    if head.count != min(total, PIECE):
+    what = _Object(client, target, path, head.total or 0, head.etag)
+    if head.count != what.piece_at(0):
         raise _changed(path)
-    window = max(1, min(parallel, _WINDOW - 1))
-    waiting: deque[tuple[Future[Piece], bytearray]] = deque()
-    written, asked = 0, PIECE
-
-    def ask() -> None:
-        nonlocal asked
-        buffer = buffers.popleft() if buffers else bytearray(PIECE)
-        part = memoryview(buffer)[: min(PIECE, total - asked)]
-        future = executor.submit(fetch_resuming, client, target, path, part, asked, head.etag)
-        waiting.append((future, buffer))
-        asked += PIECE
-
+    place = place_of(sink) if what.size > PIECE else None
     try:
-        while asked < total and len(waiting) < window:
-            ask()
-        if head.count:
-            sink.write(memoryview(first)[: head.count])
-        written = head.count
-        buffers.append(first)
-        while waiting:
-            future, buffer = waiting.popleft()
-            piece = future.result()
-            if piece.count != min(PIECE, total - written):
-                raise _changed(path)
-            sink.write(memoryview(buffer)[: piece.count])
-            written += piece.count
-            buffers.append(buffer)
-            if asked < total:
-                ask()
+        if place is not None:
+            _fill(what, place, first, executor, parallel)
+        else:
+            _pass_on(what, sink, first, executor, min(parallel, _WINDOW - 1))
     except PreconditionFailed:
         raise _changed(path) from None
+    return what.size
+
+
+def _pass_on(what: _Object, sink: Sink, first: memoryview, executor: Executor, window: int) -> None:
+    """Write pieces in order, ``window`` of which are on their way at once."""
+    spare: list[memoryview] = []
+    offsets = iter(range(PIECE, what.size, PIECE))
+    waiting: deque[tuple[Future[Piece], memoryview, int]] = deque()
+
+    def ask() -> None:
+        offset = next(offsets, None)
+        if offset is not None:
+            buffer = spare.pop() if spare else memoryview(bytearray(PIECE))
+            part = buffer[: what.piece_at(offset)]
+            future = executor.submit(
+                fetch_resuming, what.client, what.target, what.path, part, offset, what.etag
+            )
+            waiting.append((future, buffer, len(part)))
+
+    try:
+        for _ in range(window):
+            ask()
+        if what.size:
+            sink.write(first[: what.piece_at(0)])
+        spare.append(first)
+        while waiting:
+            future, buffer, size = waiting.popleft()
+            _insist(what, future.result(), size)
+            sink.write(buffer[:size])
+            spare.append(buffer)
+            ask()
     finally:
+        for future, _, _ in waiting:
+            future.cancel()
+
+
+def _fill(what: _Object, place: Place, first: memoryview, executor: Executor, window: int) -> None:
+    """Write pieces at their place as they come, ``window`` at once; the last one last."""
+    spare: list[memoryview] = []
+    offsets = iter(range(PIECE, what.size, PIECE))
+    waiting: deque[tuple[Future[Piece], int]] = deque()
+    last = memoryview(bytearray((what.size - 1) % PIECE + 1))
+
+    def write(offset: int) -> Piece:
+        try:
+            buffer = spare.pop()
+        except IndexError:
+            buffer = memoryview(bytearray(_STEP))
+
+        def ask(done: int, etag: str) -> Piece:
+            start = offset + done
+
+            def take(data: memoryview, before: int) -> None:
+                try:
+                    place.write_at(data, start + before)
+                except OSError as error:
+                    raise _NotTaken from error
+
+            size = what.piece_at(offset) - done
+            return fetch_through(
+                what.client, what.target, what.path, size, start, etag, buffer, take
+            )
+
+        try:
+            return resuming(what.client, ask, what.etag)
+        finally:
+            spare.append(buffer)
+
+    def keep(offset: int) -> Piece:
+        return fetch_resuming(what.client, what.target, what.path, last, offset, what.etag)
+
+    def submit() -> None:
+        offset = next(offsets, None)
+        if offset is not None:
+            size = what.piece_at(offset)
+            do = keep if offset + size == what.size else write
+            waiting.append((executor.submit(do, offset), size))
+
+    try:
+        for _ in range(window):
+            submit()
+        place.write_at(first, 0)
+        place.advance(len(first))
+        done = len(first)
+        while waiting:
+            future, size = waiting.popleft()
+            _insist(what, future.result(), size)
+            if not waiting:
+                place.write_at(last, done)
+            place.advance(size)
+            done += size
+            submit()
+    except BaseException as error:
         for future, _ in waiting:
             future.cancel()
-    return written
+        with contextlib.suppress(OSError):
+            place.drop()
+        if isinstance(error, _NotTaken) and error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
 
 
-def _first_piece(client: Client, target: str, path: str, buffer: bytearray) -> Piece:
+def _insist(what: _Object, piece: Piece, size: int) -> None:
+    if piece.count != size:
+        raise _changed(what.path)
+
+
+def _first_piece(client: Client, target: str, path: str, buffer: memoryview) -> Piece:
     """Return the first piece; where that is all, it has the checksum it was stored with."""
     for _ in range(_VERSIONS):
-        piece = fetch_resuming(client, target, path, memoryview(buffer), 0, "")
+        piece = fetch_resuming(client, target, path, buffer, 0, "")
         if piece.md5 is None or piece.count != piece.total or "-" in piece.md5:
             return piece
-        data = memoryview(buffer)[: piece.count]
+        data = buffer[: piece.count]
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         if b64encode(digest).decode() == piece.md5:
             return piece
