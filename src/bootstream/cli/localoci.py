@@ -1,4 +1,4 @@
-"""``local-oci``: OCI's Object Storage and sign-in on this machine, for tests and trials."""
+"""``local-oci``: OCI's storage, registry and sign-in on this machine, for tests and trials."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _DATA = Path("local-oci")
     bootstream local-oci --data /tmp/oci --write-env /tmp/oci.env
     . /tmp/oci.env
     bootstream local-oci --port 8474 --token-lifetime 10s
+    bootstream local-oci --registry --write-env /tmp/oci.env
     """,
 )
 @click.option(
@@ -59,6 +60,17 @@ _DATA = Path("local-oci")
     help="Also give pods tokens over TLS here; OCI's SDKs ask port 12250.",
 )
 @click.option(
+    "--registry", is_flag=True, help="Also run a container registry; needs docker-registry."
+)
+@click.option(
+    "--registry-token-seconds",
+    metavar="N",
+    type=click.IntRange(1, 86400),
+    default=3600,
+    show_default=True,
+    help="How long the registry's tokens are good.",
+)
+@click.option(
     "--ready-fd", metavar="N", type=int, help="Write a newline to this descriptor when it listens."
 )
 @pass_cli
@@ -72,9 +84,11 @@ def local_oci(
     region: str,
     token_lifetime: float,
     workload_port: int | None,
+    registry: bool,
+    registry_token_seconds: int,
     ready_fd: int | None,
 ) -> None:
-    """Run a local OCI: storage and sign-in.
+    """Run a local OCI: storage, registry and sign-in.
 
     Object Storage with sign-in, policies, and faults on demand, on 127.0.0.1 only; prints
     its URL. Signatures are checked as the cloud checks them; docs/local-oci.md says what
@@ -91,7 +105,17 @@ def local_oci(
 
     if ready_fd is not None:
         _check_descriptor(ready_fd)
-    plan = Plan(data.absolute(), port, region, namespace, bucket, token_lifetime, workload_port)
+    plan = Plan(
+        data.absolute(),
+        port,
+        region,
+        namespace,
+        bucket,
+        token_lifetime,
+        workload_port,
+        registry,
+        float(registry_token_seconds),
+    )
     with cli.interruption, LocalCloud(plan) as cloud:
         if write_env is not None:
             cloud.write_environment(write_env)

@@ -1,8 +1,9 @@
-"""The whole local cloud: identity, sign-in, object storage and what goes wrong, on one port.
+"""The whole local cloud: sign-in, object storage, registry and what goes wrong, on one port.
 
 A request goes through the parts in this order: administration; faults, which come before
 anything is looked at, as a proxy's or a network's do; metadata and federation, which have
-proofs of their own; then the object storage, which signs callers in and asks the policies.
+proofs of their own; then the registry and the object storage, which sign callers in and ask the
+policies.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bootstream.errors import InvalidInput
 from bootstream.localoci.app import Application
 from bootstream.localoci.environment import (
     Place,
+    RegistryPlace,
+    secrets,
     variables,
     write_config,
     write_environment,
@@ -30,6 +33,7 @@ from bootstream.localoci.httpserver import HttpServer
 from bootstream.localoci.keys import Identity
 from bootstream.localoci.metadata import Metadata
 from bootstream.localoci.policies import PolicyFile
+from bootstream.localoci.registry.handler import REPOSITORY, Registry
 from bootstream.localoci.services import Clock, Services
 from bootstream.localoci.signatures import Authenticator
 from bootstream.localoci.tokens import Tokens
@@ -38,6 +42,8 @@ from bootstream.localoci.workload import WorkloadServer
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from bootstream.localoci.http import Request, Response
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +65,8 @@ class Plan:
         bucket: is made unless it exists.
         token_lifetime: seconds for which security tokens are good.
         workload_port: where pods get tokens over TLS; 0 takes a free port, None: nowhere.
+        registry: whether there is a container registry.
+        registry_token_seconds: for which its tokens are good.
     """
 
     data: Path
@@ -68,6 +76,8 @@ class Plan:
     bucket: str = "bootstream"
     token_lifetime: float = 1200.0
     workload_port: int | None = None
+    registry: bool = False
+    registry_token_seconds: float = 3600.0
 
 
 class LocalCloud:
@@ -77,7 +87,9 @@ class LocalCloud:
         plan: what it is like.
 
     Raises:
-        InvalidInput: the folder's policies are wrong, or the port or folder is in use.
+        InvalidInput: the folder's policies are wrong, the port or folder is in use, or the
+            registry's program is missing.
+        Unavailable: the registry does not start.
         Corrupt: the folder's files are not as they were written.
     """
 
@@ -107,9 +119,10 @@ class LocalCloud:
             clock=clock,
             lifetime_changed=self._lifetime_changed,
         )
+        authenticate = Authenticator(self.identity, self._tokens, clock)
         self._application = Application(
             plan.data,
-            authenticate=Authenticator(self.identity, self._tokens, clock),
+            authenticate=authenticate,
             policies=self.policies,
             clock=clock,
             namespace=self.identity.names.namespace,
@@ -125,13 +138,30 @@ class LocalCloud:
             if plan.workload_port is not None:
                 self._workload = self._listen(plan.workload_port, self._listen_to_pods)
                 self._servers.callback(self._workload.close)
-            handler = services.around(self._application.handle)
+            self._registry: Registry | None = None
+            if plan.registry:
+                self._registry = Registry(
+                    plan.data / "registry",
+                    identity=self.identity,
+                    authenticate=authenticate,
+                    policies=self.policies,
+                    clock=clock,
+                    token_seconds=plan.registry_token_seconds,
+                )
+                self._servers.callback(self._registry.close)
+                self._registry.ensure(
+                    REPOSITORY, self.identity.names.compartment, self.identity.user.ocid
+                )
+            handler = services.around(self._handle)
             self._server = self._listen(
                 plan.port, lambda port: HttpServer(handler, port=port, clock=clock)
             )
             self._servers.callback(self._server.close)
             self.place = Place(
-                self._server.url, plan.bucket, self._workload.port if self._workload else None
+                self._server.url,
+                plan.bucket,
+                self._workload.port if self._workload else None,
+                self._registry_place(),
             )
             self.config = write_config(self.identity)
             write_tokens(self.identity, self.federation)
@@ -141,6 +171,15 @@ class LocalCloud:
         except BaseException:
             self._servers.close()
             raise
+
+    def _handle(self, request: Request) -> Response:
+        response = self._registry.handle(request) if self._registry is not None else None
+        return response if response is not None else self._application.handle(request)
+
+    def _registry_place(self) -> RegistryPlace | None:
+        if self._registry is None:
+            return None
+        return RegistryPlace(REPOSITORY, self._registry.auth_tokens)
 
     def _listen_to_pods(self, port: int) -> WorkloadServer:
         return WorkloadServer(self.federation, self.identity, port)
@@ -163,7 +202,7 @@ class LocalCloud:
 
     def write_environment(self, path: Path) -> None:
         """Write a shell file with them."""
-        write_environment(path, self.environment())
+        write_environment(path, self.environment(), secrets(self.identity, self.place))
 
     def start(self) -> None:
         """Begin to answer; returns at once."""

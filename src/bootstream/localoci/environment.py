@@ -19,13 +19,25 @@ if TYPE_CHECKING:
 
     from bootstream.localoci.federation import Federation
     from bootstream.localoci.keys import Identity
+    from bootstream.localoci.registry.tokens import AuthTokens
 
 _HEAD = """\
 # Points bootstream, oci-cli, OCI's SDKs and rclone at the local OCI. In a shell:
 #   . {path}
 # rclone has the remote {remote}: rclone ls {remote}:{bucket}
 """
+_UNSET = """
+# A user's auth token for the registry, in the place of a principal's signature:
+"""
 REMOTE = "localoci"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryPlace:
+    """What the registry has ready: a repository, and passwords for users."""
+
+    repository: str
+    auth_tokens: AuthTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +47,17 @@ class Place:
     url: str
     bucket: str
     workload_port: int | None = None
+    registry: RegistryPlace | None = None
 
     @property
     def metadata_base_url(self) -> str:
         """Where the metadata service is, without a slash at the end."""
         return f"{self.url}/opc/v2"
+
+    @property
+    def registry_host(self) -> str:
+        """The registry's host and port."""
+        return self.url.partition("://")[2]
 
     @property
     def federation_endpoint(self) -> str:
@@ -124,11 +142,36 @@ def variables(identity: Identity, place: Place, config: Path) -> dict[str, str]:
             "OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH": str(folder / "cluster.pem"),
             "OCI_KUBERNETES_SERVICE_ACCOUNT_TOKEN_PATH": str(folder / "service-account.token"),
         }
+    if place.registry is not None:
+        values |= {
+            "ARTIFACTS_REGISTRY_PROVIDER": "OCI_OCIR",
+            "OCIR_ENDPOINT": place.registry_host,
+            "OCI_ARTIFACTS_ENDPOINT": place.url,
+            "OCI_CONTAINER_REPOSITORY_NAME": place.registry.repository,
+        }
     return values
 
 
-def write_environment(path: Path, values: Mapping[str, str]) -> None:
+def secrets(identity: Identity, place: Place) -> dict[str, str]:
+    """Return variables that the shell file shows, but does not set: another way to sign in."""
+    if place.registry is None:
+        return {}
+    user = identity.user.name
+    return {
+        "OCIR_USERNAME": f"{identity.names.namespace}/{user}",
+        "OCIR_PASSWORD": place.registry.auth_tokens.of(user),
+    }
+
+
+def write_environment(
+    path: Path, values: Mapping[str, str], unset: Mapping[str, str] | None = None
+) -> None:
     """Write a file for ``sh`` that exports variables, readable by its owner only.
+
+    Args:
+        path: the file.
+        values: what it exports.
+        unset: what it has in comments.
 
     Raises:
         InvalidInput: it cannot be written.
@@ -139,6 +182,9 @@ def write_environment(path: Path, values: Mapping[str, str]) -> None:
         bucket=values["TEMPLATE_BUCKET_NAME"],
     )
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in values.items()]
+    if unset:
+        lines.append(_UNSET)
+        lines += [f"# export {name}={shlex.quote(value)}\n" for name, value in unset.items()]
     try:
         write_secret(path.absolute(), (head + "".join(lines)).encode())
     except OSError as error:

@@ -10,10 +10,15 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from bootstream.localoci.memo import LONG
+from bootstream.localoci.registry.operations import registry_operation
 
 
 class Operation(NamedTuple):
-    """An operation, and what it is done to; empty where there is none."""
+    """An operation, and what it is done to; empty where there is none.
+
+    The registry's have the repository with its namespace as the bucket, and the digest, tag or
+    upload as the object.
+    """
 
     name: str
     bucket: str = ""
@@ -61,6 +66,8 @@ def _operation_of(method: str, raw_path: str) -> Operation:
     parts = raw_path.split("/", 7)
     if parts[1:2] == ["p"] and len(parts) > 3:  # /p/TOKEN/n/…
         parts = ("/" + raw_path.split("/", 3)[3]).split("/", 7)
+    if parts[1:2] in (["v2"], ["20160918"], ["20180419"]):
+        return Operation(*registry_operation(method, raw_path))
     if parts[1:2] != ["n"]:
         name = next((name for prefix, name in _OTHER if raw_path.startswith(prefix)), "Unknown")
         return Operation(name)

@@ -41,20 +41,33 @@ class LocalOciServer:
         metadata_base_url, federation_endpoint: for instance principals.
         variables: what the shell file exports.
         faults: what goes wrong.
+        registry_host: ``127.0.0.1:PORT`` of the container registry, with ``registry``.
+        repository: a repository that is there.
+        registry_user, registry_password: credentials of a user, for Basic.
 
     Args:
         folder: existing or not. The same folder again has the same objects and keys.
         token_lifetime: seconds for which security tokens are good.
         workload: also give pods tokens over TLS, on ``workload_port``.
+        registry: also run a container registry.
+        registry_token_seconds: for which its tokens are good.
     """
 
     def __init__(
-        self, folder: Path, *, token_lifetime: float = 1200.0, workload: bool = False
+        self,
+        folder: Path,
+        *,
+        token_lifetime: float = 1200.0,
+        workload: bool = False,
+        registry: bool = False,
+        registry_token_seconds: int = 3600,
     ) -> None:
         self.folder = folder
         self._options = ["--token-lifetime", f"{token_lifetime}s"]
         if workload:
             self._options += ["--workload-port", "0"]
+        if registry:
+            self._options += ["--registry", "--registry-token-seconds", str(registry_token_seconds)]
         self._process: subprocess.Popen[bytes] | None = None
         self.faults = FaultControl(self)
         self.variables: dict[str, str] = {}
@@ -62,6 +75,7 @@ class LocalOciServer:
         self.metadata_base_url = self.federation_endpoint = ""
         self.config_file = folder / "data" / "identity" / "config"
         self.workload_port = 0
+        self.registry_host = self.repository = self.registry_user = self.registry_password = ""
 
     def __enter__(self) -> LocalOciServer:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +121,11 @@ class LocalOciServer:
         self.metadata_base_url = values["OCI_METADATA_BASE_URL"]
         self.federation_endpoint = values["OCI_CLI_FEDERATION_ENDPOINT"]
         self.workload_port = int(values.get("BOOTSTREAM_LOCAL_OCI_WORKLOAD_PORT", "0"))
+        self.registry_host = values.get("OCIR_ENDPOINT", "")
+        self.repository = values.get("OCI_CONTAINER_REPOSITORY_NAME", "")
+        unset = read_environment(environment, "# export ")
+        self.registry_user = unset.get("OCIR_USERNAME", "")
+        self.registry_password = unset.get("OCIR_PASSWORD", "")
 
     def principal(self, auth: str = "api_key", profile: str | None = None) -> Principal:
         """Return a principal of ours that this server knows.
@@ -245,11 +264,11 @@ class FaultControl:
         self._server.administer("DELETE", "faults")
 
 
-def read_environment(path: Path) -> dict[str, str]:
-    """Return what a shell file of ``export NAME=VALUE`` lines exports."""
+def read_environment(path: Path, start: str = "export ") -> dict[str, str]:
+    """Return what a shell file of ``export NAME=VALUE`` lines exports, or has in comments."""
     values = {}
     for line in path.read_text().splitlines():
-        if line.startswith("export "):
-            name, _, value = shlex.split(line)[1].partition("=")
+        if line.startswith(start):
+            name, _, value = shlex.split(line.removeprefix(start))[0].partition("=")
             values[name] = value
     return values

@@ -1,0 +1,115 @@
+"""Blobs and uploads: passed to the real registry and back, piece by piece.
+
+An upload's address is the real registry's, with our host and the client's name of the repository
+in it; its query is the registry's own and opaque.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from bootstream.localoci.http import Response
+from bootstream.localoci.registry.access import Gate, host_of
+from bootstream.localoci.registry.errors import unsupported
+
+if TYPE_CHECKING:
+    from bootstream.localoci.http import Request
+    from bootstream.localoci.registry.catalogue import Catalogue
+    from bootstream.localoci.registry.tokens import Holder
+    from bootstream.localoci.registry.upstream import Answer, Upstream
+    from bootstream.localoci.registry.values import Repository
+
+_ASKED = ("content-type", "content-range", "range", "if-none-match")
+_ANSWERED = (
+    "content-type",
+    "content-range",
+    "accept-ranges",
+    "docker-content-digest",
+    "docker-upload-uuid",
+    "etag",
+    "range",
+)
+_ERROR_LIMIT = 1 << 20  # bytes of the registry's error
+_METHODS = frozenset({"GET", "HEAD", "PATCH", "PUT", "DELETE"})
+
+
+class Uploads:
+    """Answers for ``blobs/`` of a repository, once it is known who asks. Thread safe.
+
+    Args:
+        gate: whether a blob may be mounted from elsewhere.
+        catalogue: which repositories there are.
+        upstream: the real registry.
+    """
+
+    def __init__(self, gate: Gate, catalogue: Catalogue, upstream: Upstream) -> None:
+        self._gate = gate
+        self._catalogue = catalogue
+        self._upstream = upstream
+
+    def get_blob(self, request: Request, repository: Repository, digest: str) -> Response:
+        """Answer GET and HEAD of a blob, or of a range of it."""
+        target = f"/v2/{repository.folder}/blobs/{quote(digest, safe=':')}"
+        return passed(
+            self._upstream.request(request.method, target, _headers(request)), request.method
+        )
+
+    def handle(
+        self, request: Request, name: str, repository: Repository, upload: str, holder: Holder
+    ) -> Response:
+        """Answer for an upload; ``upload`` is '' for a new one."""
+        method = request.method
+        query = request.target.partition("?")[2]
+        if not upload:
+            if method != "POST":
+                raise unsupported(f"{method} is not for this")
+            query = self._mount(request, holder)
+        elif method not in _METHODS:
+            raise unsupported(f"{method} is not for this")
+        target = f"/v2/{repository.folder}/blobs/uploads/{quote(upload, safe='')}"
+        if query:
+            target += f"?{query}"
+        sent = method in {"POST", "PATCH", "PUT"} and request.body.length != 0
+        answer = self._upstream.request(
+            method, target, _headers(request), request.body if sent else None
+        )
+        response = passed(answer, method)
+        if (location := answer.headers.get("location")) is not None:
+            path = location.removeprefix(f"/v2/{repository.folder}/")
+            response.headers["location"] = f"http://{host_of(request)}/v2/{name}/{path}"
+        return response
+
+    def _mount(self, request: Request, holder: Holder) -> str:
+        """The query of a new upload, with where a blob is to be had from, if that is allowed."""
+        parameters = request.parameters()
+        kept = {name: parameters[name] for name in ("digest",) if name in parameters}
+        source, digest = parameters.get("from", ""), parameters.get("mount")
+        if digest is not None and source:
+            granted = (
+                self._gate.actions(holder.caller, source)
+                if holder.access is None
+                else getattr(holder.access.get(source), "granted", frozenset())
+            )
+            repository = self._catalogue.repository(name=source.partition("/")[2])
+            if "pull" in granted and repository is not None:
+                kept |= {"mount": digest, "from": repository.folder}
+        return urlencode(kept)
+
+
+def passed(answer: Answer, method: str) -> Response:
+    """The registry's answer as ours: the headers that clients know, and the body in pieces.
+
+    ``location`` is not among them: it names places as the registry does.
+    """
+    headers = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    if method == "HEAD" or answer.status in {204, 304}:
+        answer.close()
+        return Response(answer.status, headers, length=answer.length)
+    if answer.status >= 400 or answer.length == 0:
+        return Response(answer.status, headers, answer.read_all(_ERROR_LIMIT))
+    return Response(answer.status, headers, answer, length=answer.length)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in _ASKED if name in request.headers}
