@@ -116,8 +116,8 @@ def test_go_elsewhere(status: int) -> None:
     [
         (refusal(404, "ObjectNotFound"), ObjectNotFound, ""),
         (refusal(404, "NamespaceNotFound"), BucketNotFound, "OCI_NAMESPACE"),
-        (refusal(404, "BucketNotFound"), BucketNotFound, "read buckets"),
-        (refusal(404, "NotAuthorizedOrNotFound"), BucketNotFound, "read buckets"),
+        (refusal(404, "BucketNotFound"), BucketNotFound, "manage objects"),
+        (refusal(404, "NotAuthorizedOrNotFound"), BucketNotFound, "manage objects"),
         (refusal(403, "NotAllowed"), PermissionDenied, "manage objects"),
         (refusal(401, "NotAuthenticated"), PermissionDenied, "fingerprint"),
         (refusal(409, "NotRestored"), Unavailable, "oci os object restore"),

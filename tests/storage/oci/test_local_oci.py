@@ -317,6 +317,42 @@ def test_remedies_are_true(make: Make, oci: LocalOciServer) -> None:
     assert "read buckets" in granted[0]
 
 
+@pytest.mark.parametrize("visible", [False, True])
+def test_the_statement_that_is_named_is_the_one_that_is_missing(
+    oci: LocalOciServer, make: Make, visible: bool
+) -> None:
+    """What is asked of objects names objects, of the bucket buckets, of URLs their own."""
+    make().open_object("a").put(DATA[:100])
+    seen = ["Allow any-user to read buckets in tenancy"] if visible else []
+    oci.set_policies({"groups": {}, "statements": seen})
+    provider = make()
+    target = provider.open_object("a")
+    objects: dict[str, Callable[[], object]] = {
+        "read": lambda: target.read_at(bytearray(10), 0),
+        "download": lambda: target.write_to(io.BytesIO()),
+        "stat": target.stat,
+        "put": lambda: target.put(b"x"),
+        "upload": lambda: target.read_from(io.BytesIO(DATA)),
+        "delete": target.delete,
+        "list": lambda: list(provider.list_objects()),
+        "clear": lambda: provider.delete_objects_with_prefix("a"),
+    }
+    for name, ask in objects.items():
+        with pytest.raises((PermissionDenied, BucketNotFound)) as raised:
+            ask()
+        assert "to manage objects in" in (raised.value.remedy or ""), name
+        assert "read buckets" not in (raised.value.remedy or ""), name
+    with pytest.raises((PermissionDenied, BucketNotFound)) as raised:
+        provider.signed_upload_url("b", timedelta(hours=1))
+    if visible:
+        assert "PAR_MANAGE" in (raised.value.remedy or "")
+    else:  # the bucket's clock comes first
+        assert "to read buckets in" in (raised.value.remedy or "")
+        with pytest.raises(BucketNotFound) as raised:
+            provider.details()
+        assert "to read buckets in" in (raised.value.remedy or "")
+
+
 def test_missing_object(make: Make) -> None:
     """The service's id of the request is on the error."""
     with pytest.raises(ObjectNotFound) as raised:

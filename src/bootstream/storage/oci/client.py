@@ -228,6 +228,7 @@ class Client:
                 object=request.object,
                 place=self.place,
                 bucket_is_there=there,
+                of_bucket=request.target == self._base,
             )
 
     def _bucket_is_there(self, about: Request) -> bool:

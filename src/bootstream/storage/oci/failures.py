@@ -100,6 +100,7 @@ def error_for(
     object: str,
     place: Place,
     bucket_is_there: bool = False,
+    of_bucket: bool = False,
 ) -> BootstreamError:
     """Return what to raise.
 
@@ -109,8 +110,11 @@ def error_for(
         object: the name of what it was asked of.
         place: bucket and principal.
         bucket_is_there: the bucket was seen, so that its "absence" is a missing permission.
+        of_bucket: it was asked of the bucket itself, which another statement grants than
+            what is asked of its objects.
     """
-    error = _classify(refusal, object, place, bucket_is_there=bucket_is_there)
+    policy = bucket_policy(place) if of_bucket else objects_policy(place)
+    error = _classify(refusal, object, place, policy, bucket_is_there=bucket_is_there)
     error.operation = operation
     error.object = error.object or object
     error.request_id = refusal.request_id
@@ -118,7 +122,7 @@ def error_for(
 
 
 def _classify(
-    refusal: Refusal, object: str, place: Place, *, bucket_is_there: bool
+    refusal: Refusal, object: str, place: Place, policy: str, *, bucket_is_there: bool
 ) -> BootstreamError:
     status, code = refusal.status, refusal.code
     said = _said(refusal)
@@ -131,9 +135,9 @@ def _classify(
     if status == 401:
         return _not_authenticated(refusal, place)
     if status == 404:
-        return _missing(refusal, object, place, bucket_is_there=bucket_is_there)
+        return _missing(refusal, object, place, policy, bucket_is_there=bucket_is_there)
     if status == 403:
-        return PermissionDenied(f"it is not allowed: {said}", remedy=objects_policy(place))
+        return PermissionDenied(f"it is not allowed: {said}", remedy=policy)
     if status == 409:
         return _conflict(refusal)
     if status == 412:
@@ -172,7 +176,7 @@ def _not_authenticated(refusal: Refusal, place: Place) -> BootstreamError:
 
 
 def _missing(
-    refusal: Refusal, object: str, place: Place, *, bucket_is_there: bool
+    refusal: Refusal, object: str, place: Place, policy: str, *, bucket_is_there: bool
 ) -> BootstreamError:
     code = refusal.code
     if code in ("ObjectNotFound", "NoSuchUpload", "UploadNotFound"):
@@ -187,12 +191,12 @@ def _missing(
         if bucket_is_there:
             return PermissionDenied(
                 "the bucket is there, but this principal may not do this in it",
-                remedy=objects_policy(place),
+                remedy=policy,
             )
         return BucketNotFound(
             "there is no such bucket, or this principal may not see it",
             object=f"{place.namespace}/{place.bucket}" + (f" ({object})" if object else ""),
-            remedy=f"check the bucket's name, namespace and region; {bucket_policy(place)}",
+            remedy=f"check the bucket's name, namespace and region; {policy}",
         )
     if not code and not refusal.foreign and refusal.request_id:
         return ObjectNotFound("it does not exist")  # an answer to HEAD, which says no more

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from bootstream.clouds.oci import Principal
-from bootstream.errors import BootstreamError, InvalidInput, PermissionDenied, Unavailable
+from bootstream.errors import BucketNotFound, InvalidInput, PermissionDenied, Unavailable
 from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.oci import listing
 from bootstream.storage.oci.client import Answer, Client, Request
 from bootstream.storage.oci.connection import TimeLimits
 from bootstream.storage.oci.copying import copy_object
-from bootstream.storage.oci.failures import bucket_policy, http_time, par_policy
+from bootstream.storage.oci.failures import http_time, par_policy
 from bootstream.storage.oci.objects import OCIBucketStorageObjectProvider
 from bootstream.storage.oci.pool import Pool
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
@@ -160,8 +160,10 @@ class OCIBucketStorageProvider:
         )
         try:
             found = self._client.json(request)
-        except PermissionDenied as error:
+        except (PermissionDenied, BucketNotFound) as error:
             error.remedy = par_policy(self._client.place)
+            if isinstance(error, BucketNotFound):
+                error.remedy = f"check the bucket's name and region; {error.remedy}"
             raise
         uri = found.get("accessUri") if isinstance(found, dict) else None
         if not isinstance(uri, str) or not uri.startswith("/"):
@@ -181,12 +183,7 @@ class OCIBucketStorageProvider:
         """Describe the store, by one request for the bucket; see the protocol."""
         client = self._client
         request = Request("GET", client.base(), "open store", client.bucket)
-        try:
-            answer = client.call(request)
-        except BootstreamError as error:
-            if isinstance(error, PermissionDenied) and "policy" in (error.remedy or ""):
-                error.remedy = bucket_policy(client.place)
-            raise
+        answer = client.call(request)
         client.json_of(request, answer)
         region = _HOST.search(self._pool.host)
         where = region[1] if region else self._pool.host
