@@ -161,6 +161,7 @@ def open_provider(settings: Settings) -> StorageProvider:
             session_token=aws.session_token,
             boto3=aws.profile is not None and aws.access_key is None,
             ca_file=ca_file,
+            proxies=settings.proxies,
         )
     if kind == "GCPBucket":
         from bootstream.storage.gcp import GCPBucketStorageProvider  # noqa: PLC0415 - see above
@@ -172,6 +173,7 @@ def open_provider(settings: Settings) -> StorageProvider:
             endpoint=gcp.endpoint_url,
             anonymous=gcp.anonymous,
             ca_file=ca_file,
+            proxies=settings.proxies,
         )
     from bootstream.storage.azure import AzureBlobStorageProvider  # noqa: PLC0415 - see above
 
@@ -190,6 +192,7 @@ def open_provider(settings: Settings) -> StorageProvider:
         sas_token=azure.sas_token,
         endpoint=azure.endpoint_url,
         ca_file=ca_file,
+        proxies=settings.proxies,
     )
 
 

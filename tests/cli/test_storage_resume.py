@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import boto3  # type: ignore[import-untyped,unused-ignore]  # it has no types
 import pytest
 
 from bootstream.storage.oci import OCIBucketStorageProvider
 from bootstream.storage.oci.listing import pages, unfinished_uploads
 from bootstream.testing.cli import CommandLine
 from bootstream.testing.localoci import LocalOciServer
+from bootstream.testing.servers.s3 import REGION, Nanio
 
 SLOW = {"BOOTSTREAM_UPLOAD_RATE": "8M", "BOOTSTREAM_DOWNLOAD_RATE": "8M"}
 SIZE = 30_000_001
@@ -56,9 +58,39 @@ def oci(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         provider.close()
 
 
-@pytest.fixture
-def bucket(oci: Bucket) -> Bucket:
-    return oci
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with Nanio(tmp_path_factory.mktemp("s3")) as server:
+        server.create_bucket("bucket")
+        client = boto3.client(
+            "s3",
+            endpoint_url=server.url,
+            region_name=REGION,
+            aws_access_key_id=server.keys.access_key,
+            aws_secret_access_key=server.keys.secret_key,
+        )
+
+        def left() -> list[list[int]]:
+            uploads = client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
+            return [parts_of(one["Key"], one["UploadId"]) for one in uploads]
+
+        def parts_of(key: str, upload: str) -> list[int]:
+            found = client.list_parts(Bucket="bucket", Key=key, UploadId=upload)
+            return [part["Size"] for part in found.get("Parts", [])]
+
+        variables = {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": server.keys.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.keys.secret_key,
+        }
+        yield Bucket("s3://bucket", variables, left)
+        client.close()
+
+
+@pytest.fixture(params=["oci", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    found: Bucket = request.getfixturevalue(request.param)
+    return found
 
 
 def slow(cli: CommandLine) -> CommandLine:

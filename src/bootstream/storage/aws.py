@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
@@ -19,7 +20,8 @@ from bootstream.storage.objectstore_engine import (
     part_retries,
 )
 from bootstream.storage.objectstore_errors import Remedies
-from bootstream.storage.s3uploads import Keys, UploadCollector
+from bootstream.storage.s3requests import Keys, XmlBucket, aws_signer
+from bootstream.storage.s3uploads import collect_uploads
 
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
 _DEFAULT_REGION = "us-east-1"
@@ -54,6 +56,8 @@ class AWSBucketStorageProvider(BucketProvider):
         boto3: look for credentials with boto3, which knows profiles and SSO.
         ca_file: PEM certificates to trust instead of the public ones.
         parallel: requests at once within one operation.
+        proxies: for the few requests that obstore has no operation for; it reads the
+            environment's proxies itself.
 
     Raises:
         InvalidInput: obstore (or, if asked for, boto3) is not installed, or one key is missing.
@@ -72,6 +76,7 @@ class AWSBucketStorageProvider(BucketProvider):
         boto3: bool = False,
         ca_file: str | None = None,
         parallel: int = 16,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         if (access_key is None) != (secret_key is None):
             raise InvalidInput(
@@ -116,16 +121,17 @@ class AWSBucketStorageProvider(BucketProvider):
         host = urlsplit(base).netloc.rpartition("@")[2]
         self._foreign = endpoint is not None and not host.split(":")[0].endswith(_AMAZON)
         identity = f"s3://{host}/{bucket}" if self._foreign else f"s3://{bucket}"
-        extras: dict[str, object] = {"ca_file": ca_file}
         super().__init__(
-            Engine(obstore, once, parts, base, bucket, identity, parallel, extras), _TRAITS
+            Engine(obstore, once, parts, base, bucket, identity, parallel, ca_file, proxies),
+            _TRAITS,
         )
-        self._collector = UploadCollector(
+        self._requests = XmlBucket(
             base if path_style else _with_bucket(base, bucket),
             bucket if path_style else "",
-            region or _DEFAULT_REGION,
-            keys,
-            ca_file,
+            aws_signer(region or _DEFAULT_REGION, keys),
+            self.error,
+            ca_file=ca_file,
+            proxies=proxies,
         )
 
     def needs_probe(self) -> bool:
@@ -140,10 +146,11 @@ class AWSBucketStorageProvider(BucketProvider):
         collected, and a lifecycle rule (``AbortIncompleteMultipartUpload``) does it instead.
         """
         with self.mapped("collect uploads", self.engine.bucket):
-            return self._collector.collect(older_than, dry_run=dry_run, error=self._upload_error)
+            return collect_uploads(self._requests, older_than, dry_run=dry_run)
 
-    def _upload_error(self, answer: Any, object: str) -> Exception:
-        return self.error(answer, "collect uploads", object)
+    def xml_requests(self) -> XmlBucket | None:
+        """Return what sends the requests that obstore cannot, where there are keys for it."""
+        return self._requests if self._requests.can_sign() else None
 
 
 class _Boto3Credentials:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
@@ -58,6 +59,8 @@ class AzureBlobStorageProvider(BucketProvider):
         endpoint: the URL of the account's blob service, where it is another one.
         ca_file: PEM certificates to trust instead of the public ones.
         parallel: requests at once within one operation.
+        proxies: for the few requests that obstore has no operation for; it reads the
+            environment's proxies itself.
 
     Raises:
         InvalidInput: obstore is not installed, or the key is none.
@@ -73,6 +76,7 @@ class AzureBlobStorageProvider(BucketProvider):
         endpoint: str | None = None,
         ca_file: str | None = None,
         parallel: int = 16,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         check_names(container, endpoint, account=account)
         obstore = load_obstore(_TRAITS.extra)
@@ -99,10 +103,17 @@ class AzureBlobStorageProvider(BucketProvider):
             ) from None
         parts_of_base = urlsplit(base)
         host = parts_of_base.netloc.rpartition("@")[2] + parts_of_base.path
-        extras: dict[str, object] = {"ca_file": ca_file}
         super().__init__(
             Engine(
-                obstore, once, parts, base, container, f"az://{host}/{container}", parallel, extras
+                obstore,
+                once,
+                parts,
+                base,
+                container,
+                f"az://{host}/{container}",
+                parallel,
+                ca_file,
+                proxies,
             ),
             _TRAITS,
         )

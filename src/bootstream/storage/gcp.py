@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
@@ -62,6 +63,8 @@ class GCPBucketStorageProvider(BucketProvider):
         anonymous: sign nothing.
         ca_file: PEM certificates to trust instead of the public ones.
         parallel: requests at once within one operation.
+        proxies: for the few requests that obstore has no operation for; it reads the
+            environment's proxies itself.
 
     Raises:
         InvalidInput: obstore is not installed, or the credentials are no such file.
@@ -77,6 +80,7 @@ class GCPBucketStorageProvider(BucketProvider):
         anonymous: bool = False,
         ca_file: str | None = None,
         parallel: int = 16,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         check_names(bucket, endpoint)
         obstore = load_obstore(_TRAITS.extra)
@@ -107,9 +111,9 @@ class GCPBucketStorageProvider(BucketProvider):
         host = urlsplit(base).netloc.rpartition("@")[2]
         self._foreign = not host.split(":")[0].endswith(".googleapis.com")
         identity = f"gs://{bucket}" if endpoint is None else f"gs://{host}/{bucket}"
-        extras: dict[str, object] = {"ca_file": ca_file}
         super().__init__(
-            Engine(obstore, once, parts, base, bucket, identity, parallel, extras), _TRAITS
+            Engine(obstore, once, parts, base, bucket, identity, parallel, ca_file, proxies),
+            _TRAITS,
         )
 
     def needs_probe(self) -> bool:

@@ -42,6 +42,7 @@ from bootstream.storage.objectstore_errors import Answer, parse, store_error
 from bootstream.storage.objectstore_parts import in_order
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import ObjectInfo, StorageDetails
+from bootstream.storage.s3requests import XmlBucket, http_pool
 
 if TYPE_CHECKING:
     from bootstream.storage.objectstore_object import BucketObject
@@ -168,6 +169,10 @@ class BucketProvider:
         del older_than, dry_run
         return 0
 
+    def xml_requests(self) -> XmlBucket | None:
+        """Return what sends requests of S3's XML API, None where that cannot be."""
+        return None
+
     def details(self) -> StorageDetails:
         """Describe the store. Raises BucketNotFound when it is not there."""
         self.check_bucket("open store")
@@ -250,14 +255,11 @@ class BucketProvider:
 
     def now(self) -> datetime:
         """Return the storage's clock, in whole seconds."""
-        import urllib3  # noqa: PLC0415 - needed here alone
+        import urllib3  # noqa: PLC0415 - not needed for most
 
+        engine = self.engine
         try:
-            with urllib3.PoolManager(
-                retries=False,
-                timeout=urllib3.Timeout(connect=10, read=30),
-                ca_certs=self.engine.extras.get("ca_file"),
-            ) as pool:
+            with http_pool(engine.endpoint, engine.ca_file, engine.proxies) as pool:
                 answer = pool.request("HEAD", self.engine.endpoint, redirect=False)
             return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
         except (urllib3.exceptions.HTTPError, KeyError, TypeError, ValueError) as error:

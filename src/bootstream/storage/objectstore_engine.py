@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from bootstream.errors import InvalidInput
+from bootstream.proxies import NO_PROXIES, Proxies
 from bootstream.storage.objectstore_errors import Remedies
 
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,221}")
@@ -53,7 +54,8 @@ class Engine:
     """The stores of obstore for one bucket.
 
     ``once`` repeats nothing; ``parts`` repeats single parts of uploads. ``endpoint`` is a
-    URL at which the service answers something, whatever it is.
+    URL at which the service answers something, whatever it is. ``ca_file`` and ``proxies`` are
+    for what obstore has no operation for.
     """
 
     obstore: Any
@@ -63,7 +65,8 @@ class Engine:
     bucket: str
     identity: str
     parallel: int = 16
-    extras: dict[str, object] = field(default_factory=dict)
+    ca_file: str | None = None
+    proxies: Proxies = NO_PROXIES
 
 
 def load_obstore(extra: str) -> Any:

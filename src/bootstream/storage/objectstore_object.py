@@ -33,6 +33,8 @@ from bootstream.storage.protocol import (
     Source,
     WritableBuffer,
 )
+from bootstream.storage.resume import Checkpoint
+from bootstream.storage.s3multipart import Layout, PartUpload
 
 _FAR = 1 << 62
 _TRIES = 4
@@ -92,6 +94,27 @@ class BucketObject:
         Up to 10,000 parts of 8 MiB, about 78 GiB; a file, whose size is known, can be larger.
         """
         return self._upload(source, validate_metadata(metadata), None)
+
+    def resume_from(
+        self, source: Source, size: int, *, metadata: Metadata | None, checkpoint: Checkpoint
+    ) -> int:
+        """Upload, without the parts that are there; see ``bootstream.storage.resume``.
+
+        Where this host has nothing to sign such requests with, it is an upload as any other.
+        """
+        traits, engine = self._provider.traits, self._provider.engine
+        length = part_size(size, traits.max_parts)
+        requests = self._provider.xml_requests() if size > length else None
+        if requests is None:
+            return self.read_from(source, metadata=metadata)
+        kept = validate_metadata(metadata)
+        parallel = min(_AT_ONCE, engine.parallel)
+        layout = Layout(length, traits.max_parts)
+        with requests.session(parallel) as session:
+            upload = PartUpload(session, self._path, kept, layout, parallel, checkpoint)
+            count, etag = upload.send(source)
+        self._check_upload(etag, count)
+        return count
 
     def _upload(self, source: Source, metadata: Metadata, size: int | None) -> int:
         length = part_size(size, self._provider.traits.max_parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import hashlib
 import http.server
 import io
 import json
@@ -40,7 +41,7 @@ from bootstream.storage.objectstore import in_utf8_order
 from bootstream.storage.objectstore_errors import Remedies, parse, store_error
 from bootstream.storage.objectstore_parts import PART, PartSource, part_size
 from bootstream.storage.protocol import StorageProvider
-from bootstream.storage.s3uploads import Keys, signed_headers
+from bootstream.storage.s3requests import Keys, Unsigned, parse_xml, signed_headers
 from bootstream.testing.registry import make_certificates, run
 from bootstream.testing.servers import Azurite, GoogleServer, Moto, Nanio
 from bootstream.testing.servers.s3 import S3Server
@@ -204,14 +205,28 @@ def test_signature_of_the_documentation() -> None:
     headers = signed_headers(
         Keys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
         "us-east-1",
-        "GET",
-        "examplebucket.s3.amazonaws.com",
-        "/",
-        "lifecycle=",
+        Unsigned("GET", "examplebucket.s3.amazonaws.com", "/", "lifecycle="),
         datetime(2013, 5, 24, tzinfo=UTC),
     )
     assert headers["authorization"].endswith(
         "Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543"
+    )
+
+
+def test_signature_of_a_body_of_the_documentation() -> None:
+    """The example "PUT Object" of the same page: headers of one's own, and a digest."""
+    request = Unsigned(
+        "PUT",
+        "examplebucket.s3.amazonaws.com",
+        "/test%24file.text",
+        "",
+        {"date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        hashlib.sha256(b"Welcome to Amazon S3.").hexdigest(),
+    )
+    keys = Keys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    headers = signed_headers(keys, "us-east-1", request, datetime(2013, 5, 24, tzinfo=UTC))
+    assert headers["authorization"].endswith(
+        "Signature=98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"
     )
 
 
@@ -321,10 +336,11 @@ def test_importing_loads_nothing_heavy() -> None:
     """The modules cost nothing until a store is opened."""
     code = (
         "import sys; import bootstream.storage.aws, bootstream.storage.gcp, "
-        "bootstream.storage.azure; print('obstore' in sys.modules, 'boto3' in sys.modules)"
+        "bootstream.storage.azure; "
+        "print(*(name in sys.modules for name in ('obstore', 'boto3', 'urllib3')))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "False"]
+    assert found.stdout.split() == ["False", "False", "False"]
 
 
 # -- parts, orders, texts -------------------------------------------------------------------------
@@ -405,12 +421,12 @@ def test_random_bytes_as_a_list_of_uploads(moto: Moto) -> None:
         for _ in range(generator.randrange(1, 5)):
             data[generator.randrange(len(data))] = generator.randrange(256)
         with contextlib.suppress(Unavailable):
-            for item in s3uploads._parse(bytes(data)).findall("Upload"):
+            for item in parse_xml(bytes(data), "list").findall("Upload"):
                 s3uploads._time(item.findtext("Initiated", "")) - datetime.now(UTC)
     assert s3uploads._time("2026-01-01T00:00:00").tzinfo is UTC
     for bad in (b"", b"<!DOCTYPE a []><a/>", b"<a>", bytes(9 << 20)):
         with pytest.raises(Unavailable):
-            s3uploads._parse(bad)
+            parse_xml(bad, "list")
 
 
 # -- what others put into the bucket, and TLS -----------------------------------------------------

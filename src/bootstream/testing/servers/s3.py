@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from bootstream.storage.s3uploads import Keys, signed_headers
+from bootstream.storage.s3requests import Keys, Unsigned, signed_headers
 from bootstream.testing.servers.process import ServerProcess, tool
 
 REGION = "us-east-1"
@@ -34,7 +34,9 @@ class S3Server(ServerProcess):
     def request(self, method: str, path: str, query: str = "") -> bytes:
         """Send a signed request without a body; return the answer's body, insist on success."""
         host = urlsplit(self.url).netloc
-        headers = signed_headers(self.keys, REGION, method, host, path, query, datetime.now(UTC))
+        headers = signed_headers(
+            self.keys, REGION, Unsigned(method, host, path, query), datetime.now(UTC)
+        )
         target = f"{self.url}{path}?{query}" if query else f"{self.url}{path}"
         answer = urllib3.request(method, target, headers=headers, retries=False, timeout=20)
         if answer.status >= 300:
