@@ -51,6 +51,8 @@ from bootstream.images.tarindex import TarIndex
 
 _MANIFEST = "manifest.json"
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00")
+_SUFFIXES = {b"\x1f\x8b": ".gzip", b"\x28\xb5\x2f\xfd": ".zstd"}
+"""Of the media types of compressed layers."""
 
 
 def open_archive(path: str, *, scratch: Callable[[], Path]) -> TarIndex:
@@ -103,6 +105,18 @@ def open_docker_archive(
         InvalidInput: it has several images and the reference names none.
         Corrupt: it is damaged.
     """
+    source, root, manifest = select_saved(reference, scratch=scratch)
+    return choose(source, [root], reference=str(reference), platform=platform, raw_root=manifest)
+
+
+def select_saved(
+    reference: DockerArchiveReference, *, scratch: Callable[[], Path]
+) -> tuple[LocalSource, Descriptor, bytes]:
+    """Return an archive's blobs, and the manifest that is made for an image in it.
+
+    Raises:
+        ImageNotFound, InvalidInput, Corrupt: as ``open_docker_archive``.
+    """
     members = open_archive(reference.path, scratch=scratch)
     _check_unique(members, _MANIFEST)
     entry = _select(_entries(members), reference)
@@ -122,13 +136,7 @@ def open_docker_archive(
     names = {config.digest: entry.config}
     names |= {layer.digest: name for layer, name in zip(layers, entry.layers, strict=True)}
     root = Descriptor(DOCKER_MANIFEST, digest_of(manifest), len(manifest))
-    return choose(
-        LocalSource(members, lambda descriptor: names[descriptor.digest]),
-        [root],
-        reference=str(reference),
-        platform=platform,
-        raw_root=manifest,
-    )
+    return LocalSource(members, lambda descriptor: names[descriptor.digest]), root, manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +240,16 @@ def _member(members: TarIndex, name: str) -> Piece:
 def _describe(members: TarIndex, name: str, diff_id: str) -> Descriptor:
     """Describe a layer. A plain one's digest is its diff id; others are hashed here."""
     piece = _member(members, name)
-    digest = diff_id
-    if piece.file.read_at(piece.offset, min(6, piece.size)).startswith(_COMPRESSED):
+    digest, suffix = diff_id, ""
+    start = piece.file.read_at(piece.offset, min(6, piece.size))
+    if start.startswith(_COMPRESSED):
+        suffix = next((name for mark, name in _SUFFIXES.items() if start.startswith(mark)), "")
         reader = FileSlice(piece.file, piece.offset, piece.size)
         hashed = new_hash("sha256:")
         while data := reader.read(1 << 20):
             hashed.update(data)
         digest = f"sha256:{hashed.hexdigest()}"
-    return Descriptor(DOCKER_LAYER, digest, piece.size)
+    return Descriptor(DOCKER_LAYER + suffix, digest, piece.size)
 
 
 def _make_manifest(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:

@@ -38,6 +38,18 @@ def open_layout(
         InvalidInput: it is no layout, or the reference fits several images.
         Corrupt: a document of it is damaged.
     """
+    source, roots = select_roots(tree, reference)
+    return choose(source, roots, reference=str(reference), platform=platform)
+
+
+def select_roots(
+    tree: FileTree, reference: LayoutReference
+) -> tuple[LocalSource, list[Descriptor]]:
+    """Return a layout's blobs, and what ``reference`` names there: one, or one a platform.
+
+    Raises:
+        ImageNotFound, InvalidInput, Corrupt: as ``open_layout``.
+    """
     _check_marker(tree)
     try:
         data = read_file(tree, "index.json", MAX_MANIFEST)
@@ -46,11 +58,11 @@ def open_layout(
     index = parse_document(data, media_type=OCI_INDEX, what=f"{tree.name}, index.json")
     if not isinstance(index, Index):
         raise _no_layout(tree, "its index.json is not an index")
-    roots = _select(index, reference)
-    return choose(LocalSource(tree, _path), roots, reference=str(reference), platform=platform)
+    return LocalSource(tree, blob_path), _select(index, reference)
 
 
-def _path(descriptor: Descriptor) -> str:
+def blob_path(descriptor: Descriptor) -> str:
+    """Return where a blob is in a layout."""
     algorithm, digits = split_digest(descriptor.digest)
     return f"blobs/{algorithm}/{digits}"
 

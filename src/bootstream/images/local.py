@@ -92,6 +92,14 @@ class LocalSource:
         piece = self._locate(descriptor)
         return FileSlice(piece.file, piece.offset, piece.size)
 
+    def open_at(
+        self, descriptor: Descriptor, offset: int, stop: threading.Event | None = None
+    ) -> RawReader:
+        """See ``StreamSource``."""
+        del stop
+        piece = self._locate(descriptor)
+        return FileSlice(piece.file, piece.offset + offset, piece.size - offset)
+
     def fetch(self, descriptors: Sequence[Descriptor], progress: Progress) -> None:
         """Check every blob's digest where it lies."""
 

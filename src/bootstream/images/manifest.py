@@ -164,6 +164,41 @@ def parse_document(data: bytes, *, media_type: str | None, what: str) -> Manifes
     raise _corrupt(f"it is not an image manifest (media type {ascii(kind)[:100]})", what)
 
 
+@dataclass(frozen=True, slots=True)
+class References:
+    """What a document of any type needs beside itself: other documents, and blobs."""
+
+    media_type: str
+    documents: tuple[Descriptor, ...]
+    blobs: tuple[Descriptor, ...]
+
+
+def parse_references(data: bytes, *, media_type: str, what: str) -> References:
+    """Return what a document refers to, whatever it describes: an image, a chart, a signature.
+
+    ``subject`` is left out: what it names need not be there. The media type is the
+    document's own, or the one that is said of it, or the one of its shape.
+
+    Raises:
+        Corrupt: it is malformed, or an index and a manifest at once.
+        InvalidInput: it is of the old schema 1.
+    """
+    document = _mapping(parse_json(_limited(data, MAX_MANIFEST, what), what=what), what)
+    kind = _string(document.get("mediaType"), "mediaType", what)
+    kind = kind or media_type.partition(";")[0].strip()
+    if "manifests" in document or "layers" in document or kind.startswith(_SCHEMA_1):
+        parsed = parse_document(data, media_type=kind, what=what)
+        kind = kind or parsed.media_type
+        if isinstance(parsed, Index):
+            return References(kind, parsed.manifests, ())
+        return References(kind, (), (parsed.config, *parsed.layers))
+    entries = _sequence(document.get("blobs"), "blobs", what)[:MAX_LAYERS]
+    blobs = [_descriptor(entry, "blobs", what) for entry in entries]
+    if document.get("config") is not None:
+        blobs.append(_descriptor(document["config"], "config", what))
+    return References(kind or OCI_MANIFEST, (), tuple(blobs))
+
+
 def _manifest(document: Mapping[str, Any], media_type: str, what: str) -> Manifest:
     layers = _sequence(document.get("layers"), "layers", what)
     if len(layers) > MAX_LAYERS:

@@ -8,21 +8,20 @@ it starts over. Every byte is hashed as it comes.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from bootstream.errors import BootstreamError, Cancelled, Corrupt, ImageNotFound, Unavailable
+from bootstream.errors import BootstreamError, Cancelled, Corrupt, Unavailable
 from bootstream.images.cache import BlobCache, Partial
 from bootstream.images.client import RegistryClient
 from bootstream.images.compression import RawReader
-from bootstream.images.digest import digest_of, is_digest, split_digest, verify
+from bootstream.images.digest import digest_of, split_digest, verify
+from bootstream.images.download import ask_blob, read_manifest
 from bootstream.images.files import FileSlice, SharedFile, read_small
-from bootstream.images.manifest import ACCEPTED, MAX_MANIFEST, Descriptor
+from bootstream.images.manifest import MAX_MANIFEST, Descriptor
 from bootstream.images.reference import RegistryReference
 from bootstream.images.retry import Retry
-from bootstream.images.transport import Answer
 from bootstream.images.workers import Task, run_all
 from bootstream.progress import Progress
 
@@ -31,7 +30,6 @@ __all__ = ["RegistryClient", "RemoteSource"]
 _DOWNLOADS = 4
 _PIECE = 64 << 10  # a slow server is heard of, and can be called off, this often
 _RESTARTS = 2
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class RemoteSource:
@@ -58,7 +56,8 @@ class RemoteSource:
             Corrupt: it is not what a digest says.
         """
         return self._retry.run(
-            lambda: self._manifest(self._reference.version, str(self._reference)), time.sleep
+            lambda: read_manifest(self._client, self._reference.version, name=str(self._reference)),
+            time.sleep,
         )
 
     def read_document(self, descriptor: Descriptor) -> bytes:
@@ -66,22 +65,10 @@ class RemoteSource:
         if descriptor.size > MAX_MANIFEST:
             raise _too_large(descriptor, self._name(descriptor), MAX_MANIFEST)
         name = self._name(descriptor)
-        data, _ = self._retry.run(lambda: self._manifest(descriptor.digest, name), time.sleep)
+        data, _ = self._retry.run(
+            lambda: read_manifest(self._client, descriptor.digest, name=name), time.sleep
+        )
         return data
-
-    def _manifest(self, version: str, name: str) -> tuple[bytes, str]:
-        headers = {"Accept": ", ".join(ACCEPTED)}
-        with self._client.get(
-            f"manifests/{version}", headers=headers, operation="read manifest", object=name
-        ) as answer:
-            data = answer.read_all(MAX_MANIFEST)
-            media_type = answer.header("Content-Type") or ""
-            promised = answer.header("Docker-Content-Digest")
-        if is_digest(version):
-            promised = version
-        if promised is not None and is_digest(promised):
-            verify(data, promised, what=name)
-        return data, media_type
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         """See ``BlobSource``."""
@@ -197,12 +184,10 @@ class RemoteSource:
         """Ask for what is missing and take what comes; Unavailable if that is not all."""
         if partial.size == descriptor.size and descriptor.size:
             return
-        headers = {"Accept": "*/*"}
-        if partial.size:
-            headers["Range"] = f"bytes={partial.size}-"
-        name = self._name(descriptor)
-        with self._ask(descriptor, headers, name) as answer:
-            _check_size(answer, descriptor, partial, name)
+        answer, start = ask_blob(self._client, descriptor, partial.size)
+        with answer:
+            if start < partial.size:
+                partial.restart()
             while data := answer.read(_PIECE):
                 partial.write(data)
                 report(partial.size)
@@ -210,54 +195,11 @@ class RemoteSource:
             raise Unavailable(
                 f"the download ended after {partial.size} of {descriptor.size} bytes",
                 operation="download",
-                object=name,
+                object=self._name(descriptor),
             )
-
-    def _ask(self, descriptor: Descriptor, headers: Mapping[str, str], name: str) -> Answer:
-        try:
-            return self._client.get(
-                f"blobs/{descriptor.digest}",
-                headers=headers,
-                operation="download",
-                object=name,
-                verified=True,
-            )
-        except ImageNotFound as error:
-            kind = (
-                "a non-distributable layer of the image"
-                if descriptor.nondistributable
-                else ("a part of the image")
-            )
-            raise ImageNotFound(
-                f"the registry does not have {kind}",
-                operation="download",
-                object=name,
-                request_id=error.request_id,
-                remedy="push the image again, with all of its layers",
-            ) from error
 
     def _name(self, descriptor: Descriptor) -> str:
         return f"{self._reference.name}@{descriptor.digest}"
-
-
-def _check_size(answer: Answer, descriptor: Descriptor, partial: Partial, name: str) -> None:
-    """Compare what a server says of sizes with what was promised; start over if it does."""
-    length: str | None
-    if answer.status == 206:
-        match = _CONTENT_RANGE.fullmatch((answer.header("Content-Range") or "").strip())
-        if match is None or int(match[1]) != partial.size:
-            raise Corrupt("it sends another range than was asked for", object=name)
-        length = None if match[3] == "*" else match[3]
-    else:
-        if partial.size:
-            partial.restart()
-        length = answer.header("Content-Length")
-    if length is not None and length.isdigit() and int(length) != descriptor.size:
-        raise Corrupt(
-            f"the registry's blob has {length} bytes, not {descriptor.size} as promised",
-            operation="download",
-            object=name,
-        )
 
 
 def _check(stop: threading.Event) -> None:
