@@ -12,7 +12,6 @@ import ctypes
 import ctypes.util
 import json
 import secrets
-import socket
 import subprocess
 import threading
 import time
@@ -23,7 +22,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-_START_SECONDS = 15.0
+from bootstream.testing.servers.process import answers, free_port
+
 _STARTS = 3
 _SERVICE = "bootstream-test"
 
@@ -108,7 +108,7 @@ class DockerRegistry:
                 self._process = subprocess.Popen(
                     ["docker-registry", "serve", str(config)], stdout=output, stderr=output
                 )
-            if self._answers(port):
+            if answers(self._process, port):
                 self.host = f"127.0.0.1:{port}"
                 return
             self._stop()
@@ -142,19 +142,6 @@ class DockerRegistry:
                 }
             }
         return config
-
-    def _answers(self, port: int) -> bool:
-        """Wait until the port takes connections; False if the process ended instead."""
-        assert self._process is not None
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return self._process.poll() is None
-        return False
 
     def push(self, source: str, name: str, *options: str) -> str:
         """Copy an image into the registry with skopeo; return its reference there.
@@ -342,12 +329,6 @@ def bcrypt(password: str) -> str:
     if not result or not result.startswith(b"$2b$"):
         raise RuntimeError("this C library makes no bcrypt hashes")
     return result.decode()
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def run(*command: str) -> str:

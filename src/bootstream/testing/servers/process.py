@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bootstream.testing.registry import free_port
-
 _START_SECONDS = 25.0
 _STARTS = 3
 
@@ -29,6 +27,25 @@ def tools_folder() -> Path:
 def tool(name: str) -> str:
     """Return the path of a program of the development environment."""
     return str(tools_folder() / "bin" / name)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the port takes connections; False if the process ended instead."""
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return process.poll() is None
+    return False
 
 
 class ServerProcess:
@@ -65,24 +82,11 @@ class ServerProcess:
                     env=os.environ | self.environment(),
                     cwd=self.folder,
                 )
-            if self._answers(port):
+            if answers(self._process, port):
                 self.url = f"http://127.0.0.1:{port}"
                 return self
             self.close()
         raise RuntimeError(f"{self.command(0)[0]} does not start:\n{log.read_text()[-2000:]}")
-
-    def _answers(self, port: int) -> bool:
-        """Wait until the port takes connections; False if the process ended instead."""
-        assert self._process is not None
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return self._process.poll() is None
-        return False
 
     def close(self) -> None:
         """End the process."""

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from bootstream.testing.registry import free_port
+from bootstream.testing.servers.process import free_port
 from bootstream.testing.servers.s3 import REGION, S3Server
 
 PROGRAMS = (
