@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.localoci.client import Client
+from tests.localoci.openserver import OpenServer
 
-from bootstream.localoci.server import LocalOci
 from bootstream.localoci.service import Limits
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def open_server(tmp_path: Path, clock: Clock) -> Iterator[LocalOci]:
+def open_server(tmp_path: Path, clock: Clock) -> Iterator[OpenServer]:
     """A server that asks nobody to sign in; its bucket is ``b``."""
-    with LocalOci(tmp_path / "oci", clock=clock, limits=LIMITS) as server:
+    with OpenServer(tmp_path / "oci", clock=clock, limits=LIMITS) as server:
         server.application.ensure_bucket("b", "compartment")
         yield server
 
 
 @pytest.fixture
-def client(open_server: LocalOci) -> Iterator[Client]:
+def client(open_server: OpenServer) -> Iterator[Client]:
     """A client of the open server."""
     with Client(open_server.port) as client:
         yield client

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.localoci.client import Answer, Client
 from tests.localoci.conftest import Clock
+from tests.localoci.openserver import OpenServer
 
 from bootstream.localoci.errors import ApiError
-from bootstream.localoci.server import LocalOci
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ def test_buckets(client: Client) -> None:
     assert client.ask("PUT", B + "/e/o/k", b"x").code == "BucketNotFound"
 
 
-def test_a_bucket_is_there_while_it_changes(open_server: LocalOci) -> None:
+def test_a_bucket_is_there_while_it_changes(open_server: OpenServer) -> None:
     """Who asks for a bucket while its attributes change finds it, always."""
     stop = threading.Event()
 
@@ -82,7 +82,7 @@ def test_a_bucket_is_there_while_it_changes(open_server: LocalOci) -> None:
         changing.join()
 
 
-def test_a_bucket_that_goes_meanwhile(open_server: LocalOci, client: Client) -> None:
+def test_a_bucket_that_goes_meanwhile(open_server: OpenServer, client: Client) -> None:
     """What needs a bucket that was deleted a moment ago is 404, and leaves nothing."""
     service = open_server.application.service
     bucket = service.buckets.get("b")
@@ -184,7 +184,7 @@ def test_copy(client: Client) -> None:
 
 def test_work_takes_its_time_and_may_fail(tmp_path: Path) -> None:
     """A copy is accepted first; what fails later is told by the work request; work is cancelled."""
-    with LocalOci(tmp_path / "oci", work_delay=20.0) as server, Client(server.port) as client:
+    with OpenServer(tmp_path / "oci", work_delay=20.0) as server, Client(server.port) as client:
         server.application.ensure_bucket("b", "c")
         client.ask("PUT", O + "k", b"x")
         answer = copy(client, "k", "l", destinationObjectIfNoneMatchETag="*")
@@ -204,7 +204,7 @@ def test_work_takes_its_time_and_may_fail(tmp_path: Path) -> None:
         assert work(client, answer)["status"] == "CANCELED"
         assert client.ask("HEAD", O + "m").status == 404
         unfinished = copy(client, "k", "n").headers["opc-work-request-id"]
-    with LocalOci(tmp_path / "oci") as server, Client(server.port) as client:
+    with OpenServer(tmp_path / "oci") as server, Client(server.port) as client:
         assert client.ask("GET", f"/workRequests/{unfinished}").json()["status"] == "FAILED"
 
 
@@ -243,7 +243,7 @@ def test_batch_delete(client: Client) -> None:
     assert client.ask("POST", A + "batchDeleteObjects", skipped).json()["deleted"] is None
 
 
-def test_archive(client: Client, clock: Clock, open_server: LocalOci) -> None:
+def test_archive(client: Client, clock: Clock, open_server: OpenServer) -> None:
     """An archived object is not read before it is restored, nor after that has ended."""
     client.ask("PUT", O + "k", b"cold", storage_tier="Archive")
     refused = client.ask("GET", O + "k")
@@ -292,7 +292,7 @@ def test_permissions(tmp_path: Path) -> None:
     """Each operation asks for the service's own permission."""
     policies = OnlyThese("OBJECT_CREATE")
     with (
-        LocalOci(tmp_path / "oci", policies=policies) as server,
+        OpenServer(tmp_path / "oci", policies=policies) as server,
         Client(server.port) as client,
     ):
         server.application.ensure_bucket("b", "c")
@@ -323,11 +323,11 @@ def test_public_buckets(tmp_path: Path) -> None:
         raise ApiError(401, "NotAuthenticated", "not signed")
 
     data = tmp_path / "oci"
-    with LocalOci(data) as server, Client(server.port) as client:
+    with OpenServer(data) as server, Client(server.port) as client:
         server.application.ensure_bucket("b", "c")
         client.ask("PUT", O + "k", b"x")
         client.ask("POST", B + "/b", {"publicAccessType": "ObjectReadWithoutList"})
-    with LocalOci(data, authenticate=nobody) as server, Client(server.port) as client:
+    with OpenServer(data, authenticate=nobody) as server, Client(server.port) as client:
         assert client.ask("GET", O + "k").body == b"x"
         assert client.ask("GET", "/n/local/b/b/o").status == 401
         assert client.ask("PUT", O + "k", b"y").status == 401

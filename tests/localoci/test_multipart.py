@@ -14,7 +14,7 @@ from tests.localoci.client import Answer, Client
 from bootstream.localoci.checksums import crc32c
 
 if TYPE_CHECKING:
-    from bootstream.localoci.server import LocalOci
+    from tests.localoci.openserver import OpenServer
 
 O = "/n/local/b/b/o/"  # noqa: E741 - the service's own letter
 U = "/n/local/b/b/u"
@@ -39,11 +39,11 @@ def commit(
     return client.ask("POST", f"{U}/k?uploadId={upload}", body, **headers)
 
 
-def files(server: LocalOci) -> int:
+def files(server: OpenServer) -> int:
     return len(list(server.application.service.database.files.glob("??/*")))
 
 
-def test_parts_in_any_order_with_gaps(client: Client, open_server: LocalOci) -> None:
+def test_parts_in_any_order_with_gaps(client: Client, open_server: OpenServer) -> None:
     """Parts are put together by number; the object has what the upload began with."""
     upload = begin(
         client, contentType="text/x", cacheControl="no-store", metadata={"opc-meta-a": "1"}
@@ -68,7 +68,7 @@ def test_parts_in_any_order_with_gaps(client: Client, open_server: LocalOci) -> 
     assert (again.status, again.code) == (404, "UploadNotFound")
 
 
-def test_a_part_sent_again_replaces(client: Client, open_server: LocalOci) -> None:
+def test_a_part_sent_again_replaces(client: Client, open_server: OpenServer) -> None:
     """Of two bodies for one number the last counts, and the first's etag does not."""
     upload = begin(client)
     old = part(client, upload, 1, b"old")
@@ -117,7 +117,7 @@ def test_lists(client: Client) -> None:
     assert [item["partNumber"] for item in rest.json()] == [7]
 
 
-def test_abort(client: Client, open_server: LocalOci) -> None:
+def test_abort(client: Client, open_server: OpenServer) -> None:
     """An aborted upload leaves nothing, and takes nothing any more."""
     upload = begin(client)
     part(client, upload, 1, b"x")
@@ -155,7 +155,7 @@ def test_part_numbers(client: Client, number: str) -> None:
     assert answer.status == 400
 
 
-def test_checksums_of_parts(client: Client, open_server: LocalOci) -> None:
+def test_checksums_of_parts(client: Client, open_server: OpenServer) -> None:
     """A part that is not what its checksum says is refused, and leaves nothing."""
     upload = begin(client)
     target = f"{U}/k?uploadId={upload}&uploadPartNum=1"
@@ -179,7 +179,7 @@ def test_limits(client: Client) -> None:
     assert client.ask("HEAD", O + "k").headers["content-length"] == str(24 << 20)
 
 
-def test_two_commits_at_once(open_server: LocalOci) -> None:
+def test_two_commits_at_once(open_server: OpenServer) -> None:
     """One commits; the others hear of it; the object is whole."""
     with Client(open_server.port) as client:
         upload = begin(client)

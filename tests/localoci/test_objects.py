@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.localoci.client import Client
+from tests.localoci.openserver import OpenServer
 
 from bootstream.errors import Conflict, Corrupt
 from bootstream.localoci.checksums import Checksums, crc32c
 from bootstream.localoci.errors import ApiError
 from bootstream.localoci.http import Body, BytesSource, Request
 from bootstream.localoci.objects import byte_range
-from bootstream.localoci.server import LocalOci
 
 O = "/n/local/b/b/o/"  # noqa: E741 - the service's own letter
 
@@ -120,7 +120,7 @@ def test_conditions_on_get_head_delete(client: Client) -> None:
     assert client.ask("DELETE", O + "k", if_match=etag).status == 204
 
 
-def test_one_creator_wins(open_server: LocalOci) -> None:
+def test_one_creator_wins(open_server: OpenServer) -> None:
     """Of many who create one name at once, exactly one does, and its bytes are there."""
     start = threading.Barrier(8)
     answers: list[tuple[int, bytes]] = []
@@ -143,7 +143,7 @@ def test_one_creator_wins(open_server: LocalOci) -> None:
         assert client.ask("GET", O + "one").body == winner
 
 
-def test_readers_see_whole_objects_while_they_are_replaced(open_server: LocalOci) -> None:
+def test_readers_see_whole_objects_while_they_are_replaced(open_server: OpenServer) -> None:
     """Whoever reads while others overwrite and delete sees one version, or none."""
     stop = threading.Event()
 
@@ -244,7 +244,7 @@ def test_checksums(client: Client) -> None:
         assert client.ask("HEAD", O + "k").headers[f"opc-content-{name}"] == digests[name]
 
 
-def test_wrong_checksums_leave_nothing(client: Client, open_server: LocalOci) -> None:
+def test_wrong_checksums_leave_nothing(client: Client, open_server: OpenServer) -> None:
     """A body that is not what its checksum says does not become an object, or stay on disk."""
     wrong = client.ask("PUT", O + "k", b"x", content_md5=b64(hashlib.md5(b"y").digest()))
     assert (wrong.status, wrong.code) == (400, "UnmatchedContentMD5")
@@ -321,12 +321,12 @@ def test_versions(client: Client) -> None:
 def test_data_survives_the_server(tmp_path: Path) -> None:
     """Another server over the folder has the same bucket and object; two at once may not be."""
     data = tmp_path / "oci"
-    with LocalOci(data) as server, Client(server.port) as client:
+    with OpenServer(data) as server, Client(server.port) as client:
         server.application.ensure_bucket("b", "c")
         before = client.ask("PUT", O + "k", b"kept", opc_meta_a="1")
         with pytest.raises(Conflict, match="another local OCI"):
-            LocalOci(data)
-    with LocalOci(data) as server, Client(server.port) as client:
+            OpenServer(data)
+    with OpenServer(data) as server, Client(server.port) as client:
         got = client.ask("GET", O + "k")
         assert (got.body, got.headers["etag"]) == (b"kept", before.headers["etag"])
         assert got.headers["opc-meta-a"] == "1"
@@ -336,13 +336,16 @@ def test_a_killed_server_leaves_whole_objects(tmp_path: Path) -> None:
     """Of uploads that a kill ends nothing is seen, and nothing stays on disk."""
     data = tmp_path / "oci"
     code = (
-        "import sys, pathlib; from bootstream.localoci.server import LocalOci\n"
-        "server = LocalOci(pathlib.Path(sys.argv[1])); server.start()\n"
+        "import sys, pathlib; from tests.localoci.openserver import OpenServer\n"
+        "server = OpenServer(pathlib.Path(sys.argv[1])); server.start()\n"
         "server.application.ensure_bucket('b', 'c'); print(server.port, flush=True)\n"
         "sys.stdin.read()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, str(data)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -364,13 +367,13 @@ def test_a_killed_server_leaves_whole_objects(tmp_path: Path) -> None:
         process.wait()
         process.stdin.close()
         process.stdout.close()
-    with LocalOci(data) as server, Client(server.port) as client:
+    with OpenServer(data) as server, Client(server.port) as client:
         assert client.ask("GET", O + "whole").body == b"x" * 100_000
         assert client.ask("GET", O + "old").body == b"old"
         assert len(list(data.glob("files/??/*"))) == 2
 
 
-def test_a_client_that_goes_away_leaves_nothing(client: Client, open_server: LocalOci) -> None:
+def test_a_client_that_goes_away_leaves_nothing(client: Client, open_server: OpenServer) -> None:
     """A body that ends early is no object, and its file is removed."""
     client.connection.putrequest("PUT", O + "k")
     client.connection.putheader("content-length", "1000000")
@@ -385,7 +388,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     """What is not a database is told, not overwritten."""
     (tmp_path / "objects.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(Corrupt):
-        LocalOci(tmp_path)
+        OpenServer(tmp_path)
     assert (tmp_path / "objects.db").read_bytes().startswith(b"not a database")
 
 

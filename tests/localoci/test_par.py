@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.localoci.client import Client
 from tests.localoci.conftest import Clock
+from tests.localoci.openserver import OpenServer
 
 from bootstream.localoci.errors import ApiError
-from bootstream.localoci.server import LocalOci
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,11 +132,14 @@ def test_the_address_is_the_signature(tmp_path: Path) -> None:
 
     data = tmp_path / "oci"
     clock = Clock()
-    with LocalOci(data, clock=clock) as server, Client(server.port) as client:
+    with OpenServer(data, clock=clock) as server, Client(server.port) as client:
         server.application.ensure_bucket("b", "c")
         uri = create(client, clock, "AnyObjectReadWrite")["accessUri"]
     token = uri.split("/")[2]
-    with LocalOci(data, clock=clock, authenticate=nobody) as server, Client(server.port) as client:
+    with (
+        OpenServer(data, clock=clock, authenticate=nobody) as server,
+        Client(server.port) as client,
+    ):
         assert client.ask("GET", O + "k").status == 401
         assert client.ask("PUT", uri + "k", b"x").status == 200
         assert client.ask("GET", uri + "k").body == b"x"

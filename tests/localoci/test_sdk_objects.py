@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.localoci.conftest import Clock
-
-    from bootstream.localoci.server import LocalOci
+    from tests.localoci.openserver import OpenServer
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def key() -> str:
 
 
 @pytest.fixture
-def sdk(open_server: LocalOci, key: str) -> Any:
+def sdk(open_server: OpenServer, key: str) -> Any:
     """The SDK's client of the open server, without retries."""
     config = {
         "user": "ocid1.user.oc1..a",

@@ -8,11 +8,12 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from bootstream.localoci.conditions import Conditions, matches
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import Response, json_response
 from bootstream.localoci.objects import archival_state, object_tier, permit_put
 from bootstream.localoci.service import metadata, object_name, optional_text, tier, timestamp
-from bootstream.localoci.store import Conditions, matches, no_object
+from bootstream.localoci.store import no_object
 
 if TYPE_CHECKING:
     from bootstream.localoci.service import Call

@@ -128,16 +128,17 @@ class Application:
         data.mkdir(parents=True, exist_ok=True)
         database = Database(data)
         self._database = database
+        limits = limits or Limits()
         self.service = Service(
             namespace,
             region,
             database,
-            Store(database, clock),
+            Store(database, clock, limits.item),
             Buckets(database),
             Work(database, clock, work_delay),
             policies or AllowAll(),
             clock,
-            limits or Limits(),
+            limits,
             restore_seconds,
         )
 

@@ -9,10 +9,11 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from bootstream.localoci.conditions import Conditions, matches
 from bootstream.localoci.errors import ApiError, invalid, not_found_or_not_authorized
 from bootstream.localoci.http import Response, json_response
 from bootstream.localoci.service import tier, timestamp
-from bootstream.localoci.store import Bucket, Conditions, matches
+from bootstream.localoci.store import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

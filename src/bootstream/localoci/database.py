@@ -145,7 +145,7 @@ class Database:
     def _collect(self) -> None:
         """Remove the files that no row names: of requests that a kill ended."""
         known = {
-            row[0]
+            row[0].partition("@")[0]
             for table in ("objects", "versions", "parts")
             for row in self._writer.execute(f"SELECT file FROM {table}")  # noqa: S608 - constants
         }

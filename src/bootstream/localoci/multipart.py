@@ -1,7 +1,8 @@
 """Multipart uploads: parts come in any order and number, and are assembled by their number.
 
-A part is a file of its own; one that is sent again replaces the former. A commit names every
-part that was uploaded, to commit or to exclude. Bytes are put together in the kernel
+A part is written where the object will probably have it (see ``inplace``), or to a file of its
+own; one that is sent again replaces the former. A commit names every part that was uploaded, to
+commit or to exclude. Unless the bytes are in order already, they are put together in the kernel
 (``copy_file_range``), outside of any transaction; the object's row, which ends the upload, comes
 last. Of two commits at once the second is refused.
 """
@@ -17,8 +18,10 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.checksums import of_parts
+from bootstream.localoci.conditions import Conditions
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import Response, json_response
+from bootstream.localoci.inplace import split, whole
 from bootstream.localoci.objects import algorithms, checksum_headers, object_tier, receive
 from bootstream.localoci.service import (
     CONTENT_HEADERS,
@@ -27,14 +30,13 @@ from bootstream.localoci.service import (
     object_name,
     timestamp,
 )
-from bootstream.localoci.store import Conditions
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
     from bootstream.localoci.service import Call, Service
-    from bootstream.localoci.store import Bucket, StoredObject
+    from bootstream.localoci.store import Bucket, Received, StoredObject
 
 _COPY = 64 << 20  # bytes that the kernel is asked to copy at a time
 
@@ -153,14 +155,28 @@ def upload_part(call: Call, bucket_name: str, name: str) -> Response:
 
 def take_part(call: Call, bucket: Bucket, name: str, upload: str, number: int) -> Response:
     """Take a part's body; it replaces a former part of the number."""
-    database = call.service.database
     details = json.loads(find(call, bucket, name, upload)["details"])
-    conditions = Conditions.of(call.request.headers)
     asked = frozenset(details["algorithms"])
-    received = receive(call, call.service.limits.part, asked)
-    etag, sums = str(uuid.uuid4()), checksum_headers(received)
+    store = call.service.store
+    place = store.places.take(upload, number, call.request.body.length)
     try:
-        with database.write(()) as rows:
+        received = receive(call, call.service.limits.part, asked, place)
+        etag = str(uuid.uuid4())
+        _record(call, upload, number, etag, received)
+    except BaseException:
+        if place is not None:
+            store.places.give_back(upload, number)
+        raise
+    sums = checksum_headers(received)
+    headers = {"etag": etag, "opc-content-md5": received.digests["MD5"], **sums}
+    return Response(200, headers)
+
+
+def _record(call: Call, upload: str, number: int, etag: str, received: Received) -> None:
+    """Put a part that was received in the place of a former one."""
+    store, conditions = call.service.store, Conditions.of(call.request.headers)
+    try:
+        with store.database.write(()) as rows:
             _assembling.check(upload)
             old = rows.execute(
                 "SELECT etag, file FROM parts WHERE upload=? AND number=?", (upload, number)
@@ -169,12 +185,10 @@ def take_part(call: Call, bucket: Bucket, name: str, upload: str, number: int) -
             _insert_part(rows, (upload, number, etag, received.digests["MD5"], received.size,
                                 received.file, json.dumps(received.digests)))  # fmt: skip
     except BaseException:
-        database.drop(received.file)
+        store.discard(received.file)
         raise
     if old is not None:
-        database.drop(old["file"])
-    headers = {"etag": etag, "opc-content-md5": received.digests["MD5"], **sums}
-    return Response(200, headers)
+        store.discard(old["file"])
 
 
 def _insert_part(rows: sqlite3.Connection, values: tuple[object, ...]) -> None:
@@ -288,13 +302,18 @@ def finish(
         size = sum(part["size"] for part in parts)
         if size > service.limits.item:
             raise ApiError(413, "RequestEntityTooLarge", "The object is over the limit")
-        file = _assemble(service, [part["file"] for part in parts])
+        located = [(part["file"], part["size"]) for part in parts]
+        shared = whole(located)
+        file = shared or _assemble(service, located)
         item = service.store.put(
             bucket, name, file, size,
             md5=None, tier=details["tier"],
             headers={**details["headers"], **sums},
-            conditions=conditions, upload=upload,
+            conditions=conditions, upload=upload, shared=shared is not None,
         )  # fmt: skip
+        if shared is not None:  # parts that were excluded stand behind
+            with contextlib.suppress(OSError):
+                os.truncate(service.database.path(shared), size)
     return Response(200, _commit_headers(item, sums))
 
 
@@ -334,21 +353,22 @@ def _bad_part(number: object, what: str) -> ApiError:
     return invalid(f"The part {number} {what}", "InvalidUploadPart")
 
 
-def _assemble(service: Service, files: list[str]) -> str:
-    """One file of several, in order."""
+def _assemble(service: Service, parts: list[tuple[str, int]]) -> str:
+    """One file of several parts, in order."""
     database = service.database
     result = database.new_file()
-    if len(files) == 1:
-        os.link(database.path(files[0]), database.path(result))
+    if len(parts) == 1 and "@" not in parts[0][0]:
+        os.link(database.path(parts[0][0]), database.path(result))
         return result
     try:
         with open(database.path(result), "xb", buffering=0) as target:
-            for file in files:
+            for name, size in parts:
+                file, offset = split(name)
                 with open(database.path(file), "rb", buffering=0) as source:
-                    left = os.fstat(source.fileno()).st_size
-                    while left:
-                        count = _copy(source.fileno(), target.fileno(), min(left, _COPY))
-                        left -= count
+                    end = offset + size
+                    while offset < end:
+                        step = min(end - offset, _COPY)
+                        offset += _copy(source.fileno(), target.fileno(), offset, step)
     except OSError as error:
         database.drop(result)
         raise ApiError(
@@ -357,12 +377,12 @@ def _assemble(service: Service, files: list[str]) -> str:
     return result
 
 
-def _copy(source: int, target: int, size: int) -> int:
-    """Copy bytes at the files' positions, in the kernel; at least one."""
+def _copy(source: int, target: int, offset: int, size: int) -> int:
+    """Copy bytes from an offset to the target's position, in the kernel; at least one."""
     try:
-        count = os.copy_file_range(source, target, size)
+        count = os.copy_file_range(source, target, size, offset)
     except OSError:  # not every file system can
-        count = os.sendfile(target, source, None, size)
+        count = os.sendfile(target, source, offset, size)
     if not count:
         raise OSError("a part's file is shorter than it was")
     return count
@@ -382,5 +402,5 @@ def drop_upload(call: Call, bucket: Bucket, name: str, upload: str) -> Response:
         with database.write(()) as rows:
             parts = rows.execute("SELECT file FROM parts WHERE upload=?", (upload,)).fetchall()
             rows.execute("DELETE FROM uploads WHERE id=?", (upload,))
-    database.drop(*(part["file"] for part in parts))
+    database.drop(*call.service.store.places.end(upload, (part["file"] for part in parts)))
     return Response(204)

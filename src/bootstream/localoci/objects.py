@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.checksums import ALGORITHMS
+from bootstream.localoci.conditions import NO_CONDITIONS, Conditions, matches
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import FileRange, Response, http_date
 from bootstream.localoci.service import (
@@ -18,7 +19,6 @@ from bootstream.localoci.service import (
     tier,
     timestamp,
 )
-from bootstream.localoci.store import NO_CONDITIONS, Conditions, matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,10 +52,13 @@ def algorithms(headers: Mapping[str, str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def receive(call: Call, limit: int, more: frozenset[str] = frozenset()) -> Received:
+def receive(
+    call: Call, limit: int, more: frozenset[str] = frozenset(), place: str | None = None
+) -> Received:
     """Take the request's body to a file, and check the checksums that came with it.
 
-    ``more`` are algorithms to compute besides those that the headers name.
+    ``more`` are algorithms to compute besides those that the headers name; ``place`` is where
+    the body goes, if not to a new file.
 
     Raises:
         ApiError: 411, the size is not known; 413; 400 ``UnmatchedContentMD5`` and the like.
@@ -68,10 +71,11 @@ def receive(call: Call, limit: int, more: frozenset[str] = frozenset()) -> Recei
     for name, value in wanted.items():
         if value is not None:
             _check_base64(name, value)
-    received = call.service.store.receive(call.request.body, limit, algorithms(headers) | more)
+    store = call.service.store
+    received = store.receive(call.request.body, limit, algorithms(headers) | more, place)
     for name, value in wanted.items():
         if value is not None and value != received.digests[name]:
-            call.service.database.drop(received.file)
+            store.discard(received.file)
             raise invalid(
                 f"The computed {name} of the body ({received.digests[name]}) does not match the"
                 f" header ({value})",

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.checksums import Checksums
+from bootstream.localoci.conditions import NO_CONDITIONS, Conditions
 from bootstream.localoci.errors import ApiError, not_found_or_not_authorized
+from bootstream.localoci.inplace import Places, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,42 +82,6 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
-    """What must hold of the object that a request replaces, deletes or reads."""
-
-    if_match: str | None = None
-    if_none_match: str | None = None
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Conditions:
-        """The conditions of a request."""
-        return cls(headers.get("if-match"), headers.get("if-none-match"))
-
-    def check(self, current: str | None) -> None:
-        """Compare with the etag of what is there, None for nothing.
-
-        Raises:
-            ApiError: 412 ``IfMatchFailed`` or ``IfNoneMatchFailed``.
-        """
-        if self.if_match is not None and not matches(self.if_match, current):
-            raise ApiError(412, "IfMatchFailed", "The If-Match header is not the object's ETag")
-        if self.if_none_match is not None and matches(self.if_none_match, current):
-            raise ApiError(412, "IfNoneMatchFailed", "The object exists already")
-
-
-NO_CONDITIONS = Conditions()
-
-
-def matches(expected: str, current: str | None) -> bool:
-    """Whether an etag is one of a header's; ``*`` is any that exists."""
-    if current is None:
-        return False
-    return any(
-        part.strip().removeprefix("W/").strip('"') in {current, "*"} for part in expected.split(",")
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Received:
     """A body that is on disk: the file, bytes, and digests in base64 by algorithm."""
 
@@ -125,25 +91,36 @@ class Received:
 
 
 class Store:
-    """Objects of one data folder. Thread safe."""
+    """Objects of one data folder. Thread safe.
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    Args:
+        database: its rows and files.
+        clock: seconds of the epoch.
+        limit: bytes of the largest object.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float], limit: int) -> None:
         self.database = database
         self.clock = clock
+        self.places = Places(database, limit)
         self._local = threading.local()
 
-    def receive(self, body: Body, limit: int, algorithms: frozenset[str]) -> Received:
-        """Take a body to a new file, with its checksums.
+    def receive(
+        self, body: Body, limit: int, algorithms: frozenset[str], place: str | None = None
+    ) -> Received:
+        """Take a body to a new file, or to a place in one, with its checksums.
 
         Raises:
             ApiError: 413, it is over ``limit`` bytes; 507, the disk is full.
         """
         _bound(body.length or 0, limit)
         checksums = Checksums(algorithms)
-        file = self.database.new_file()
+        file = self.database.new_file() if place is None else place
+        path, start = split(file)
         size = 0
         try:
-            with open(self.database.path(file), "xb", buffering=0) as target:
+            with open(self.database.path(path), "xb" if place is None else "r+b", 0) as target:
+                target.seek(start)
                 buffer = self._buffer(body.length)
                 while count := self._fill(body, buffer):
                     size += count
@@ -153,13 +130,18 @@ class Store:
                     while written < count:
                         written += target.write(buffer[written:count])
         except BaseException as error:
-            self.database.drop(file)
+            self.discard(file)
             if isinstance(error, OSError):
                 raise ApiError(
                     507, "InsufficientStorage", f"The data folder cannot take more: {error}"
                 ) from error
             raise
         return Received(file, size, checksums.digests())
+
+    def discard(self, file: str) -> None:
+        """Give up what was received; a place is kept for the next."""
+        if "@" not in file:
+            self.database.drop(file)
 
     def _buffer(self, length: int | None) -> memoryview:
         """Room for a body, or a piece of it; a thread's own, until its next body."""
@@ -226,10 +208,12 @@ class Store:
         headers: Mapping[str, str],
         conditions: Conditions = NO_CONDITIONS,
         upload: str | None = None,
+        shared: bool = False,
     ) -> StoredObject:
         """Make a file the object; ``upload`` is the multipart upload that ends with it.
 
-        The file belongs to the store from here on, whether the object comes to be or not.
+        The file belongs to the store from here on, whether the object comes to be or not; one
+        that is ``shared`` stays the upload's in the latter case.
 
         Raises:
             ApiError: 412, a condition does not hold.
@@ -240,23 +224,27 @@ class Store:
             dict(headers),
         )  # fmt: skip
         dropped: list[str] = []
+        parts: list[str] = []
         try:
             with self.database.write([(bucket.id, name)]) as rows:
                 old = self.current(rows, bucket, name)
                 conditions.check(None if old is None else old.etag)
                 if upload is not None:
-                    parts = rows.execute("SELECT file FROM parts WHERE upload=?", (upload,))
-                    dropped += [row["file"] for row in parts.fetchall()]
+                    found = rows.execute("SELECT file FROM parts WHERE upload=?", (upload,))
+                    parts = [row["file"] for row in found.fetchall()]
                     self._end_upload(rows, upload)
                 if old is not None:
                     dropped += self.retire(rows, bucket, old)
                 self.insert(rows, bucket, new)
                 self.database.recent.becomes(bucket.id, new)
         except BaseException as error:
-            self.database.drop(file)
+            if not shared:
+                self.database.drop(file)
             if isinstance(error, sqlite3.IntegrityError):
                 raise not_found_or_not_authorized(bucket.name) from None
             raise
+        if upload is not None:
+            dropped += self.places.end(upload, parts) - {file}
         self.database.drop(*dropped)
         return new
 

@@ -1,4 +1,4 @@
-"""The local OCI as a server: an application on a port."""
+"""Object Storage alone on a port: nobody signs in, and its parts can be replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class LocalOci:
+class OpenServer:
     """Serves a data folder on a loopback address; a context manager that starts and closes.
 
     Args:
@@ -51,7 +51,7 @@ class LocalOci:
             self._server.close()
             self.application.close()
 
-    def __enter__(self) -> LocalOci:
+    def __enter__(self) -> OpenServer:
         self.start()
         return self
 
