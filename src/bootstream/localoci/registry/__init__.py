@@ -9,6 +9,7 @@
     uploads.py      its blobs and uploads
     operations.py   how requests are named, for faults and counts
     artifacts.py    /20160918/container/: the Artifacts API
+    listing.py      its listings
     documents.py    its JSON
     catalogue.py    repositories, images and their versions: what the registry is about
     values.py       these as values

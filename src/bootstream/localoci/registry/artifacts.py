@@ -12,10 +12,9 @@ the code ``NAMESPACE_CONFLICT`` of a name that is taken; deleted images can be r
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import shutil
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bootstream.localoci.errors import ApiError, invalid
 from bootstream.localoci.http import Response, json_response
@@ -26,10 +25,11 @@ from bootstream.localoci.registry.documents import (
     repository_summary,
     totals,
 )
-from bootstream.localoci.registry.values import Exists, Image, Immutable, Repository
+from bootstream.localoci.registry.listing import in_order, matches, page_of
+from bootstream.localoci.registry.values import Changed, Exists, Image, Immutable, Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from bootstream.localoci.http import Request
@@ -39,13 +39,9 @@ if TYPE_CHECKING:
     from bootstream.localoci.registry.catalogue import Catalogue
 
 API = "/20160918/container/"
-_PAGE = 100  # items, unless ``limit`` says otherwise
-_PAGE_LIMIT = 1000
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+|/)[a-z0-9]+)*")
 _DETAILS = ("readme", "freeformTags", "definedTags")
 _URI = re.compile(r"[^/]+/([^/]+)/(.+?)(?::([A-Za-z0-9_][A-Za-z0-9._-]*))?(?:@([a-z0-9]+:\w+))?")
-
-T = TypeVar("T")
 
 
 class Artifacts:
@@ -81,6 +77,14 @@ class Artifacts:
             ApiError: the answer is an error.
         """
         caller = self._authenticate(request)
+        try:
+            return self._operate(request, caller)
+        except Changed:
+            raise ApiError(
+                412, "NoEtagMatch", "The if-match header does not match the resource's etag"
+            ) from None
+
+    def _operate(self, request: Request, caller: Caller) -> Response:
         parts = request.path[len(API) :].rstrip("/").split("/")
         match request.method, *parts:
             case "GET", "configuration":
@@ -95,7 +99,7 @@ class Artifacts:
             case "PUT", "repositories", ocid:
                 return self._update_repository(request, caller, ocid)
             case "DELETE", "repositories", ocid:
-                return self._delete_repository(caller, ocid)
+                return self._delete_repository(request, caller, ocid)
             case "GET", "images":
                 return self._list_images(request, caller)
             case "POST", "images", "actions", "lookupImageByUri":
@@ -104,7 +108,7 @@ class Artifacts:
                 return _image(self._image(caller, ocid, "REPOSITORY_READ"))
             case "DELETE", "images", ocid:
                 image = self._available(caller, ocid)
-                self._catalogue.delete_image(image.id)
+                self._catalogue.delete_image(image.id, _expected(request))
                 return Response(204)
             case "POST", "images", ocid, "actions", "removeVersion":
                 return self._remove_version(request, caller, ocid)
@@ -136,10 +140,10 @@ class Artifacts:
             found = [one for one in found if one.public is (public.lower() == "true")]
         if parameters.get("lifecycleState", "AVAILABLE") != "AVAILABLE":
             found = []
-        found = _sorted(request, found, lambda one: one.created, lambda one: one.name)
+        found = in_order(request, found, lambda one: one.created, lambda one: one.name)
         images = {one.id: self._catalogue.images(one.id) for one in found}
         everything = [image for one in found for image in images[one.id]]
-        items, more, headers = _page(request, found)
+        items, more, headers = page_of(request, found)
         value = {
             "items": [
                 repository_summary(one, images[one.id], self._names.namespace) for one in items
@@ -187,20 +191,22 @@ class Artifacts:
             immutable=_flag(body, "isImmutable", default=held.immutable),
             public=public,
             details={**held.details, **_details(body)},
+            etag=_expected(request),
         )
         if changed is None:
             raise _hidden()
         return self._answer(changed)
 
-    def _delete_repository(self, caller: Caller, ocid: str) -> Response:
+    def _delete_repository(self, request: Request, caller: Caller, ocid: str) -> Response:
         held = self._repository(caller, ocid, "REPOSITORY_DELETE")
-        self._catalogue.delete(held.id)
+        self._catalogue.delete(held.id, _expected(request))
         shutil.rmtree(self._storage / held.folder, ignore_errors=True)
         return Response(204)
 
     def _answer(self, repository: Repository) -> Response:
         images = self._catalogue.images(repository.id)
-        return _with_etag(repository_document(repository, images, self._names.namespace))
+        document = repository_document(repository, images, self._names.namespace)
+        return json_response(document, headers={"etag": repository.etag})
 
     # Images
 
@@ -216,10 +222,10 @@ class Artifacts:
         found = [
             image
             for image in self._catalogue.images(wanted)
-            if inside(image.repository.compartment) and _matches(image, parameters)
+            if inside(image.repository.compartment) and matches(image, parameters)
         ]
-        found = _sorted(request, found, lambda one: one.created, lambda one: one.display_name)
-        items, more, headers = _page(request, found)
+        found = in_order(request, found, lambda one: one.created, lambda one: one.display_name)
+        items, more, headers = page_of(request, found)
         value = {"items": [image_summary(one) for one in items], "remainingItemsCount": more}
         return json_response(value, headers=headers)
 
@@ -240,7 +246,7 @@ class Artifacts:
 
     def _remove_version(self, request: Request, caller: Caller, ocid: str) -> Response:
         image = self._available(caller, ocid)
-        if not self._catalogue.remove_version(image.id, _version(request)):
+        if not self._catalogue.remove_version(image.id, _version(request), _expected(request)):
             raise _hidden()
         return _image(self._image(caller, ocid, "REPOSITORY_UPDATE"))
 
@@ -248,7 +254,7 @@ class Artifacts:
         image = self._image(caller, ocid, "REPOSITORY_UPDATE")
         try:
             restored = self._catalogue.restore_image(
-                image.id, _version(request), caller.principal_ocid
+                image.id, _version(request), caller.principal_ocid, _expected(request)
             )
         except Immutable:
             raise ApiError(
@@ -296,58 +302,6 @@ class Artifacts:
         return lambda compartment: subtree or compartment == wanted
 
 
-def _matches(image: Image, parameters: Mapping[str, str]) -> bool:
-    """Whether an image is among those that a listing asks for."""
-    versions = [version.version for version in image.versions]
-    tests: Mapping[str, Callable[[str], bool]] = {
-        "displayName": lambda value: image.display_name == value,
-        "imageId": lambda value: image.id == value,
-        "imageDigest": lambda value: image.digest == value,
-        "lifecycleState": lambda value: image.state == value,
-        "repositoryName": lambda value: _like(image.repository.name, value),
-        "isVersioned": lambda value: bool(versions) is (value.lower() == "true"),
-        "version": lambda value: any(_like(version, value) for version in versions),
-    }
-    return all(test(parameters[name]) for name, test in tests.items() if name in parameters)
-
-
-def _like(text: str, wanted: str) -> bool:
-    """``foo``, or ``foo*``."""
-    return fnmatch.fnmatchcase(text, re.sub(r"([\[?])", r"[\1]", wanted))
-
-
-def _sorted(
-    request: Request,
-    found: Sequence[T],
-    created: Callable[[T], float],
-    name: Callable[[T], str],
-) -> list[T]:
-    """Sort by time, the newest first, unless the request says otherwise."""
-    parameters = request.parameters()
-    by_name = parameters.get("sortBy", "TIMECREATED").upper() == "DISPLAYNAME"
-    order = parameters.get("sortOrder", "ASC" if by_name else "DESC").upper()
-    key: Callable[[T], Any] = name if by_name else created
-    return sorted(found, key=key, reverse=order == "DESC")
-
-
-def _page(request: Request, found: Sequence[T]) -> tuple[Sequence[T], int, dict[str, str]]:
-    """The page that is asked for, how many come after it, and the header that names the next."""
-    parameters = request.parameters()
-    limit = _number(parameters.get("limit", str(_PAGE)), "limit")
-    start = _number(parameters.get("page", "0"), "page")
-    if not 1 <= limit <= _PAGE_LIMIT:
-        raise invalid(f"limit is a number from 1 to {_PAGE_LIMIT}")
-    items = found[start : start + limit]
-    more = max(0, len(found) - start - len(items))
-    return items, more, {"opc-next-page": str(start + limit)} if more else {}
-
-
-def _number(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise invalid(f"{name} is not one of this service")
-    return int(text)
-
-
 def _needed(request: Request, name: str) -> str:
     value = request.parameters().get(name)
     if not value:
@@ -381,11 +335,12 @@ def _version(request: Request) -> str:
 
 
 def _image(image: Image) -> Response:
-    return _with_etag(image_document(image))
+    return json_response(image_document(image), headers={"etag": image.etag})
 
 
-def _with_etag(document: Mapping[str, Any]) -> Response:
-    return json_response(document, headers={"etag": document["id"]})
+def _expected(request: Request) -> str | None:
+    """The etag that what is changed has to have."""
+    return request.headers.get("if-match")
 
 
 def _hidden() -> ApiError:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from bootstream.errors import Corrupt
 from bootstream.localoci.keys import make_ocid
-from bootstream.localoci.registry.values import Exists, Image, Immutable, Repository, Version
+from bootstream.localoci.registry.values import (
+    Changed,
+    Exists,
+    Image,
+    Immutable,
+    Repository,
+    Version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,19 +156,35 @@ class Catalogue:
         return made
 
     def update(
-        self, ocid: str, *, immutable: bool, public: bool, details: Mapping[str, Any]
+        self,
+        ocid: str,
+        *,
+        immutable: bool,
+        public: bool,
+        details: Mapping[str, Any],
+        etag: str | None = None,
     ) -> Repository | None:
-        """Change a repository; None if it is gone."""
+        """Change a repository; None if it is gone.
+
+        Raises:
+            Changed: it has another etag.
+        """
         with self._transaction() as database:
+            _unchanged(self._find(database, None, ocid), etag)
             database.execute(
                 "UPDATE repositories SET immutable = ?, public = ?, details = ? WHERE id = ?",
                 (immutable, public, json.dumps(details), ocid),
             )
             return self._find(database, None, ocid)
 
-    def delete(self, ocid: str) -> None:
-        """Delete a repository with its images."""
+    def delete(self, ocid: str, etag: str | None = None) -> None:
+        """Delete a repository with its images.
+
+        Raises:
+            Changed: it has another etag.
+        """
         with self._transaction() as database:
+            _unchanged(self._find(database, None, ocid), etag)
             database.execute("DELETE FROM repositories WHERE id = ?", (ocid,))
 
     # Images
@@ -242,8 +265,7 @@ class Catalogue:
     def image(self, ocid: str) -> Image | None:
         """The image of an OCID, in any state."""
         with self._transaction() as database:
-            found = self._images(database, "id = ?", (ocid,))
-            return found[0] if found else None
+            return self._image(database, ocid)
 
     def images(self, repository: str | None = None) -> list[Image]:
         """All images, or those of a repository's OCID; in any state, oldest first."""
@@ -277,32 +299,48 @@ class Catalogue:
             images.append(Image(*fields))
         return images
 
-    def delete_image(self, ocid: str) -> None:
-        """Take an image's versions away, and mark it deleted."""
+    def _image(self, database: sqlite3.Connection, ocid: str) -> Image | None:
+        found = self._images(database, "id = ?", (ocid,))
+        return found[0] if found else None
+
+    def delete_image(self, ocid: str, etag: str | None = None) -> None:
+        """Take an image's versions away, and mark it deleted.
+
+        Raises:
+            Changed: it has another etag.
+        """
         with self._transaction() as database:
+            _unchanged(self._image(database, ocid), etag)
             database.execute("DELETE FROM versions WHERE image = ?", (ocid,))
             database.execute("UPDATE images SET state = 'DELETED' WHERE id = ?", (ocid,))
 
-    def restore_image(self, ocid: str, version: str, creator: str) -> bool:
+    def restore_image(self, ocid: str, version: str, creator: str, etag: str | None = None) -> bool:
         """Make a deleted image available again, with a version; False: it is not deleted.
 
         Raises:
+            Changed: it has another etag.
             Immutable: the version names another image and may not move.
         """
         with self._transaction() as database:
-            found = self._images(database, "id = ? AND state = 'DELETED'", (ocid,))
-            if not found:
+            image = self._image(database, ocid)
+            _unchanged(image, etag)
+            if image is None or image.state != "DELETED":
                 return False
-            repository = found[0].repository
+            repository = image.repository
             if repository.immutable and self._named(database, repository.id, version):
                 raise Immutable
             database.execute("UPDATE images SET state = 'AVAILABLE' WHERE id = ?", (ocid,))
             self._name(database, repository.id, ocid, version, creator)
         return True
 
-    def remove_version(self, ocid: str, version: str) -> bool:
-        """Take one version away from an image; False: it has none of that name."""
+    def remove_version(self, ocid: str, version: str, etag: str | None = None) -> bool:
+        """Take one version away from an image; False: it has none of that name.
+
+        Raises:
+            Changed: the image has another etag.
+        """
         with self._transaction() as database:
+            _unchanged(self._image(database, ocid), etag)
             return bool(
                 database.execute(
                     "DELETE FROM versions WHERE image = ? AND version = ?", (ocid, version)
@@ -330,6 +368,11 @@ class Catalogue:
         """Close the file. Idempotent."""
         with self._lock:
             self._database.close()
+
+
+def _unchanged(held: Image | Repository | None, etag: str | None) -> None:
+    if etag is not None and held is not None and held.etag != etag:
+        raise Changed
 
 
 def _repository(row: Sequence[Any]) -> Repository:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
 
 class Exists(Exception):
     """A repository has the name already."""
+
+
+class Changed(Exception):
+    """It is not any more in the state that an etag stands for."""
 
 
 class Immutable(Exception):
@@ -31,6 +37,11 @@ class Repository:
     created: float
     created_by: str
     pushed: float | None
+
+    @property
+    def etag(self) -> str:
+        """Stands for what can be changed of it."""
+        return _etag(self.id, self.immutable, self.public, self.details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,17 @@ class Image:
     versions: Sequence[Version]
 
     @property
+    def etag(self) -> str:
+        """Stands for its state and its versions."""
+        return _etag(self.id, self.state, [(one.version, one.created) for one in self.versions])
+
+    @property
     def display_name(self) -> str:
         """``REPO:VERSION``, or ``REPO:LAST@DIGEST`` of an image without one."""
         if self.versions:
             return f"{self.repository.name}:{self.versions[-1].version}"
         return f"{self.repository.name}:{self.last_version or 'unknown'}@{self.digest}"
+
+
+def _etag(*state: object) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
