@@ -39,6 +39,9 @@ __all__ = ["BLOCK", "Committed", "Frozen", "Overlay"]
 
 log = logging.getLogger("bootstream.block")
 
+_USUAL_LAYERS = 3
+"""What was committed, what a failed commit left, and the top."""
+
 
 class _Gate:
     """Closed from its making until ``opened``; writers that leave say so."""
@@ -192,6 +195,8 @@ class Overlay:
             self._flushes_begun += 1
             self._flush(self._top)
             self._flushes_done = self._flushes_begun
+        if self._file.unused:
+            self._file.reclaim()
 
     def _flush(self, layer: Layer) -> None:
         """Flush one layer; the caller holds the lock."""
@@ -236,10 +241,18 @@ class Overlay:
                 remedy="wait for its end, then commit again",
             )
         try:
+            if len(self._chain) > _USUAL_LAYERS:  # what had no room before may have it now
+                self._merge(committed=False)
+                self._merge(committed=True)
             self._push()
             self._merge(committed=False)
-            yield Frozen(self, [layer for layer in self._chain if layer is not self._top])
+            frozen = Frozen(self, self._chain[:-1])
+            try:
+                yield frozen
+            finally:
+                frozen.release()
             self._merge(committed=True)
+            self._file.reclaim()
         finally:
             self._frozen.release()
 
@@ -372,6 +385,11 @@ class Frozen:
         states = [layer.states for layer in self._layers]
         self.changed = _union(states, -(-self.size // BLOCK))
         self.bytes_changed = (len(self.changed) - self.changed.count(0)) * BLOCK
+
+    def release(self) -> None:
+        """Hold no layer any more, so that its room can go; nothing is read afterwards."""
+        self._layers = []
+        self._device = self._overlay._base
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``; thread safe. Raises what the base raises."""

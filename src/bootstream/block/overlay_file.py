@@ -13,6 +13,7 @@ import struct
 import tempfile
 import threading
 import zlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -147,7 +148,8 @@ class OverlayFile:
     """An open overlay file, held by this process alone.
 
     ``descriptor`` is open for reading and writing, ``layers`` are those of the chain, bottom
-    first. One thread at a time changes the chain; any may give a slot back.
+    first. One thread at a time changes the chain; any may give a slot back: those in
+    ``unused`` are free, but have their room still.
     """
 
     def __init__(self, descriptor: int, header: Header, name: str, *, kept: bool) -> None:
@@ -156,6 +158,7 @@ class OverlayFile:
         self._header = header
         self._kept = kept
         self._lock = threading.Lock()
+        self.unused: deque[int] = deque()
         self._free = set(range(MAX_LAYERS)) - {entry.slot for entry in header.chain}
         self.layers = [self._layer(entry) for entry in header.chain]
 
@@ -252,6 +255,7 @@ class OverlayFile:
 
         Raises OSError of the disk, and Conflict if there are too many layers.
         """
+        self.reclaim()
         if not self._free:
             raise Conflict(
                 f"it has {MAX_LAYERS} layers, of commits that never came to their end",
@@ -295,9 +299,18 @@ class OverlayFile:
         os.fdatasync(self.descriptor)
 
     def release(self, slot: int) -> None:
-        """Take a slot back that no chain and no reader uses any more; its room goes."""
+        """Take a slot back that no chain and no reader uses any more.
+
+        Takes no lock, for finalizers call it wherever the interpreter happens to be; the
+        room goes with the next ``reclaim``.
+        """
+        self.unused.append(slot)
+
+    def reclaim(self) -> None:
+        """Give back the room of slots that were released."""
         with self._lock:
-            if self.descriptor >= 0:
+            while self.unused and self.descriptor >= 0:
+                slot = self.unused.popleft()
                 self._give_room_back(slot)
                 self._free.add(slot)
 
