@@ -26,7 +26,7 @@ from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.catalogue import Catalogue
 from bootstream.templates.manifest import Artifact, Manifest
 from bootstream.templates.names import TemplateName, new_build_id
-from bootstream.templates.publish import BuildSession
+from bootstream.templates.publish import BuildSession, Guarded
 from bootstream.templates.scratch import Scratch
 
 ROOTFS = "rootfs.ext4"
@@ -92,13 +92,13 @@ class TemplateBuilder:
         options = options or BuildOptions()
         with self._session(name, build_id) as session, Scratch(self._scratch) as scratch:
             parent = self._hold_parent(session, name, options)
-            image.fetch(_Guarded(progress, session))
+            image.fetch(Guarded(progress, session))
             destination = scratch.path / ROOTFS
             build_ext4(
                 [layer.open for layer in image.layers],
                 destination,
                 options.rootfs,
-                _Guarded(progress, session),
+                Guarded(progress, session),
                 seed="\n".join(layer.diff_id for layer in image.layers),
             )
             return self._publish(
@@ -214,7 +214,7 @@ class TemplateBuilder:
                 chunk_size=options.chunk_size if index is None else index.chunk_size,
                 level=options.level,
                 threads=options.threads,
-                progress=_Guarded(progress, session),
+                progress=Guarded(progress, session),
                 form="raw" if raw else "chunked",
             )
             written = load_index(
@@ -226,15 +226,8 @@ class TemplateBuilder:
             )
             packs.update(pack.build_id for pack in written.packs)
             summaries[artifact] = summary
-            entries[artifact] = Artifact(
-                form=summary.form,
-                size=summary.size,
-                chunk_size=summary.chunk_size,
-                index_size=summary.index_size,
-                index_sha256=summary.index_sha256,
-                stored_size=summary.stored_bytes,
-                sha256=_sha256(path) if artifact in RAW_ARTIFACTS else None,
-            )
+            digest = _sha256(path) if artifact in RAW_ARTIFACTS else None
+            entries[artifact] = describe(summary, sha256=digest)
         manifest = session.publish(
             Manifest(
                 build_id=session.build_id,
@@ -259,20 +252,17 @@ class _Parent:
     indexes: Mapping[str, Index]
 
 
-class _Guarded:
-    """Progress that also ends the work once the build was taken over."""
-
-    def __init__(self, inner: Progress, session: BuildSession) -> None:
-        self._inner = inner
-        self._session = session
-        self.phase = inner.phase
-        self.done = inner.done
-        self.log = inner.log
-
-    def advance(self, name: str, amount: int) -> None:
-        """Pass it on. Raises Conflict when collection has taken the build over."""
-        self._session.check()
-        self._inner.advance(name, amount)
+def describe(summary: ArtifactSummary, *, sha256: str | None = None) -> Artifact:
+    """Return the manifest's entry of an artifact that was written."""
+    return Artifact(
+        form=summary.form,
+        size=summary.size,
+        chunk_size=summary.chunk_size,
+        index_size=summary.index_size,
+        index_sha256=summary.index_sha256,
+        stored_size=summary.stored_bytes,
+        sha256=sha256,
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -41,6 +41,7 @@ from bootstream.errors import (
     PreconditionFailed,
     Unavailable,
 )
+from bootstream.progress import Progress
 from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.holder import Holder, Renewal
@@ -245,3 +246,19 @@ class BuildSession:
             if error is None:
                 raise
             error.add_note(f"cleaning up failed too: {trouble}")
+
+
+class Guarded:
+    """Progress that also ends the work once the build was taken over."""
+
+    def __init__(self, inner: Progress, session: BuildSession) -> None:
+        self._inner = inner
+        self._session = session
+        self.phase = inner.phase
+        self.done = inner.done
+        self.log = inner.log
+
+    def advance(self, name: str, amount: int) -> None:
+        """Pass it on. Raises Conflict when collection has taken the build over."""
+        self._session.check()
+        self._inner.advance(name, amount)
