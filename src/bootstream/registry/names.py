@@ -79,6 +79,13 @@ class ImageNames:
         validate_build_id(build_id)
         return self._check(template_id, build_id)
 
+    def repository_of(self, template_id: str) -> str | None:
+        """Return the one repository of a template's images; None where there may be several."""
+        validate_template_id(template_id)
+        if "{build_id}" in self._repository:
+            return None
+        return _fill(self._repository, {"template_id": template_id})
+
     def repositories(self, template_id: str) -> re.Pattern[str]:
         """Return what the repositories of one template match as a whole."""
         validate_template_id(template_id)

@@ -12,31 +12,19 @@ from dataclasses import dataclass
 
 from bootstream.clouds.oci.regions import Region, find_region
 from bootstream.errors import InvalidInput
-from bootstream.images.reference import parse_name
-from bootstream.images.transport import Origin, is_loopback
+from bootstream.registry.hosts import RegistryHost, parse_host
 
 _COMMERCIAL = "oraclecloud.com"
 _SHORT = re.compile(r"([a-z0-9-]+)\.ocir\.io")
 _LONG = re.compile(r"ocir\.([a-z0-9-]+)\.oci\.([a-z0-9.-]+)")
 _VERSION = "/20160918"
-_REMEDY = (
-    "write a host such as us-ashburn-1.ocir.io, iad.ocir.io, "
-    "ocir.us-ashburn-1.oci.oraclecloud.com or 127.0.0.1:5000"
-)
 
 
 @dataclass(frozen=True, slots=True)
-class OcirHost:
-    """Where a registry is: ``name`` is HOST or HOST:PORT as it stands in references."""
+class OcirHost(RegistryHost):
+    """A registry's host, and its region where the name or a setting tells."""
 
-    name: str
-    plain_http: bool
-    region: Region | None
-
-    @property
-    def url(self) -> str:
-        """Its URL, without a slash at the end."""
-        return f"{'http' if self.plain_http else 'https'}://{self.name}"
+    region: Region | None = None
 
 
 def find_host(
@@ -68,32 +56,9 @@ def find_host(
         if found.domain == _COMMERCIAL:
             return OcirHost(f"{found.identifier}.ocir.io", plain_http, found)
         return OcirHost(f"ocir.{found.identifier}.oci.{found.domain}", plain_http, found)
-    scheme, separator, name = endpoint.rpartition("://")
-    name = name.rstrip("/")
-    if (separator and scheme not in ("http", "https")) or not _is_host(name):
-        raise InvalidInput(
-            "it is not the host of a registry",
-            operation="read",
-            object="OCIR_ENDPOINT",
-            remedy=_REMEDY,
-        )
-    loopback = is_loopback(Origin.of(f"https://{name}").host)
-    if scheme == "http" and not loopback and not plain_http:
-        raise InvalidInput(
-            "passwords and signed requests would go over http",
-            operation="open registry",
-            object=name,
-            remedy="use https; http is for servers on this host",
-        )
-    http = plain_http or scheme == "http" or (loopback and scheme != "https" and not tls)
-    return OcirHost(name, http, _region_of(name) or (find_region(region) if region else None))
-
-
-def _is_host(name: str) -> bool:
-    try:
-        return parse_name(f"{name}/any").registry == name and "/" not in name
-    except InvalidInput:
-        return False
+    host = parse_host(endpoint, setting="OCIR_ENDPOINT", plain_http=plain_http, tls=tls)
+    found_region = _region_of(host.name) or (find_region(region) if region else None)
+    return OcirHost(host.name, host.plain_http, found_region)
 
 
 def _region_of(name: str) -> Region | None:

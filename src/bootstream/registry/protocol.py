@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bootstream.images.image import Image
     from bootstream.images.platform import Platform
+    from bootstream.images.sources import TransferSource
     from bootstream.progress import Progress
 
 
@@ -100,6 +101,17 @@ class ArtifactsRegistry(Protocol):
         Raises:
             ImageNotFound: ``source`` has no such image.
             AlreadyExists, NotFound: as ``push_image``.
+        """
+        ...
+
+    def open_content(self, template_id: str, build_id: str) -> TransferSource:
+        """Return all of what is stored for a build, every platform of it, to be copied.
+
+        ``copy_image`` of another registry needs more of this one than ``get_image`` gives,
+        which chooses one platform.
+
+        Raises:
+            ImageNotFound: there is no such image.
         """
         ...
 
