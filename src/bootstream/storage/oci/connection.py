@@ -7,14 +7,20 @@ by ``content-length`` or by chunks, and ends neither before nor after it.
 Bodies of known length go from the socket straight into the caller's buffer. A socket's
 time limit holds for one system call, which makes it a limit on standing still, not on the
 transfer; a peer that trickles is caught by a least rate besides.
+
+Without TLS the kernel keeps the time limit (``SO_RCVTIMEO``, socket(7)). Python's own would
+ask by poll before each call, which with many threads costs more than the call: every system
+call is a chance to lose the interpreter to another thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +33,10 @@ _READ = 16 << 10
 _TLS_PIECE = 128 << 10
 _JOINED = 64 << 10
 _LEAST_RATE = 1 << 10
+_SMALL = 64 << 10  # a body for which it is not worth it to set another time limit
+_KEPT_LINES, _KEPT_LINE = 256, 128
 _LENGTH = re.compile(r"[0-9]{1,19}\Z")
+_TIMEVAL = struct.Struct("@ll")  # struct timeval
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9][0-9])(?: .*)?\Z", re.DOTALL)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n\Z")
 
@@ -82,15 +91,28 @@ def parse_head(data: bytes, *, method: str) -> Head:
     status = int(match[1])
     headers: dict[str, str] = {}
     for line in lines:
-        name, colon, value = line.partition(":")
-        name, value = name.lower(), value.strip(" \t")
-        if not colon or not name or name[-1] in " \t" or name[0] in " \t":
-            raise WireError("the answer has a header line that is none")
+        name, value = _lines.get(line) or _parse_line(line)
         if name == "content-length" and headers.get(name, value) != value:
             raise WireError("the answer has two lengths")
         headers[name] = value
     keep = first.startswith("HTTP/1.1") and headers.get("connection", "").lower() != "close"
     return Head(status, headers, _body_length(status, headers, method), keep)
+
+
+_lines: dict[str, tuple[str, str]] = {}
+"""Lines that were parsed: a server says most of them again and again."""
+
+
+def _parse_line(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    name, value = name.lower(), value.strip(" \t")
+    if not colon or not name or name[-1] in " \t" or name[0] in " \t":
+        raise WireError("the answer has a header line that is none")
+    if len(line) <= _KEPT_LINE:
+        if len(_lines) >= _KEPT_LINES:
+            _lines.clear()
+        _lines[line] = (name, value)
+    return name, value
 
 
 def _body_length(status: int, headers: dict[str, str], method: str) -> int | None:
@@ -114,14 +136,33 @@ def _body_length(status: int, headers: dict[str, str], method: str) -> int | Non
 class Connection:
     """A connected socket, for one exchange at a time. Not thread safe."""
 
-    __slots__ = ("_buffer", "_end", "_limit", "_limits", "_start", "idle_since", "reused", "sock")
+    __slots__ = (
+        "_all",
+        "_buffer",
+        "_end",
+        "_limit",
+        "_limits",
+        "_plain",
+        "_poll",
+        "_start",
+        "idle_since",
+        "reused",
+        "sock",
+    )
 
     def __init__(self, sock: Socket, limits: TimeLimits) -> None:
         self.sock = sock
         self.reused = False
         self.idle_since = 0.0
         self._limits = limits
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._limit = -1.0
+        self._plain = type(sock) is socket.socket
+        # All of what is asked for by one call, if it comes in time.
+        self._all = socket.MSG_WAITALL if self._plain else 0
+        if self._plain:
+            sock.settimeout(None)
         self._buffer = memoryview(bytearray(_READ))
         self._start = self._end = 0
 
@@ -135,6 +176,13 @@ class Connection:
         """Whether nothing was received beyond what was asked for."""
         return self._start == self._end
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing came that was not asked for, be it the end."""
+        if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+            return False
+        return not self._poll.poll(0)
+
     def send(self, head: bytes, body: bytes | memoryview = b"") -> None:
         """Send a request; raises OSError where the other side does not take it."""
         if len(body) <= _JOINED:
@@ -146,17 +194,28 @@ class Connection:
             self._send_all(memoryview(body))
 
     def _wait_at_most(self, seconds: float) -> None:
-        if seconds != self._limit:  # a system call each
+        if seconds == self._limit:  # a system call each
+            return
+        if not self._plain:
             self.sock.settimeout(seconds)
-            self._limit = seconds
+        else:
+            # No time at all would mean no limit.
+            whole, part = divmod(max(1, round(seconds * 1e6)), 1_000_000)
+            limit = _TIMEVAL.pack(whole, part)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._limit = seconds
 
     def _send_all(self, data: memoryview) -> None:
         # Not sendall(): its time limit holds for all of the data, not for one step.
-        sock = self.sock
-        piece = _TLS_PIECE if isinstance(sock, ssl.SSLSocket) else len(data)
+        send = self.sock.send
+        piece = len(data) if self._plain else _TLS_PIECE
         done = 0
-        while done < len(data):
-            done += sock.send(data[done : done + piece])
+        try:
+            while done < len(data):
+                done += send(data[done : done + piece])
+        except BlockingIOError as error:
+            raise TimeoutError from error
 
     def receive_head(self, method: str) -> Head:
         """Wait for an answer and return its head; raises WireError and OSError."""
@@ -189,7 +248,10 @@ class Connection:
     def _fill(self) -> int:
         self._start = 0
         self._end = 0
-        self._end = self.sock.recv_into(self._buffer)
+        try:
+            self._end = self.sock.recv_into(self._buffer)
+        except BlockingIOError as error:
+            raise TimeoutError from error
         return self._end
 
     def receive_into(self, view: memoryview) -> None:
@@ -205,9 +267,10 @@ class Connection:
         limit = self._limits.progress
         mark, marked = time.monotonic(), done
         try:
-            self._wait_at_most(limit)
+            if size - done > _SMALL:
+                self._wait_at_most(limit)
             while done < size:
-                count = sock.recv_into(view[done:])
+                count = sock.recv_into(view[done:], 0, self._all)
                 if not count:
                     break
                 done += count
@@ -306,7 +369,7 @@ class Connection:
 
 def reason(error: OSError) -> str:
     """Say what a socket's error means, without addresses that change from run to run."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, BlockingIOError)):
         return "the other side stands still"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"

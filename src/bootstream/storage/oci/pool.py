@@ -8,7 +8,6 @@ readable while nothing was asked.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 import threading
@@ -102,7 +101,7 @@ class Pool:
                 if not self._idle:
                     break
                 connection = self._idle.pop()
-            if time.monotonic() - connection.idle_since < _LONGEST_IDLE and _quiet(connection.sock):
+            if time.monotonic() - connection.idle_since < _LONGEST_IDLE and connection.quiet:
                 connection.reused = True
                 return connection
             connection.close()
@@ -142,14 +141,6 @@ class Pool:
 def _close_all(connections: list[Connection]) -> None:
     while connections:
         connections.pop().close()
-
-
-def _quiet(sock: Socket) -> bool:
-    if isinstance(sock, ssl.SSLSocket) and sock.pending():
-        return False
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return not poll.poll(0)
 
 
 def _tls_context(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
