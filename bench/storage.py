@@ -1,14 +1,19 @@
-"""Object storage: ours next to the SDKs and rclone, against the same server on this machine.
+"""Object storage: ours next to the SDKs, rclone and s5cmd, against the same server on this machine.
 
-    .venv/bin/python bench/storage.py [--large 1G --count 1000] [--runs N] [--only oci|s3] [--json]
+    .venv/bin/python bench/storage.py [--large 1G --count 1000] [--runs N] [--big 1G]
+        [--only oci|s3|link|memory] [--json]
 
 OCI (``bootstream local-oci``): ours, Oracle's SDK (UploadManager; get_object by ranges), rclone's
-oracleobjectstorage. S3 (nanio): ours, obstore alone, boto3. One large file and many objects of
-1 MiB up and down, and reads of 4, 64 and 512 KiB at random places, all by 16 threads.
+oracleobjectstorage. S3 (nanio): ours, obstore alone, boto3, s5cmd. One large file and many objects
+of 1 MiB up and down, and reads of 4, 64 and 512 KiB at random places, all by 16 threads.
 
 Each client is a process of its own, so that its CPU time is its own; starting and signing in
-are not counted, except rclone's, which is a command. Medians of all runs; clients take turns
-within a run. MB/s of contents, and CPU seconds of the client for a GB.
+are not counted, except rclone's and s5cmd's, which are commands. Medians of all runs; clients take
+turns within a run. MB/s of contents, and CPU seconds of the client for a GB.
+
+``link``: one big file from the local OCI over a link of 100 and 400 MB/s that all connections
+share, 30 ms away (bench/link.py), and which share of the link was used. ``memory``: the most
+memory that our process had, big files and 10,000 small operations, next to the bar.
 """
 
 from __future__ import annotations
@@ -23,209 +28,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from bootstream.config import Settings, parse_size
+from storageclients import CLIENTS, MIB, RANGE, THREADS, Client
+from storagelimits import Limits, far_away, limit, memory
+
+from bootstream.config import parse_size
 from bootstream.testing.localoci import LocalOciServer
 from bootstream.testing.servers.s3 import REGION, Nanio
-from bootstream.wiring import get_template_storage_provider
 
-THREADS = 16
-MIB = 1 << 20
 SIZES = {"read 4 KiB": 4096, "read 64 KiB": 65536, "read 512 KiB": 524288}
 CASES = ("upload", "download", "put 1 MiB", "get 1 MiB", *SIZES)
-RANGE = 8 * MIB
-
-
-class Client(Protocol):
-    """What is measured."""
-
-    def upload(self, path: Path, name: str) -> None:
-        """Store a large file."""
-
-    def download(self, name: str, path: Path) -> None:
-        """Fetch it again."""
-
-    def put(self, name: str, data: bytes) -> None:
-        """Store a small object."""
-
-    def get(self, name: str, size: int) -> None:
-        """Fetch a small object."""
-
-    def read(self, name: str, offset: int, size: int) -> None:
-        """Fetch a part of a large one."""
-
-
-class _Ours:
-    """The whole stack, as the command line has it."""
-
-    def __init__(self) -> None:
-        self._storage = get_template_storage_provider(Settings.from_environment(os.environ))
-
-    def upload(self, path: Path, name: str) -> None:
-        self._storage.open_object(name).write_from_file_system(path)
-
-    def download(self, name: str, path: Path) -> None:
-        with path.open("wb", buffering=0) as file:
-            self._storage.open_object(name).write_to(file)
-
-    def put(self, name: str, data: bytes) -> None:
-        self._storage.open_object(name).put(data)
-
-    def get(self, name: str, size: int) -> None:
-        self.read(name, 0, size)
-
-    def read(self, name: str, offset: int, size: int) -> None:
-        buffer = bytearray(size)
-        assert self._storage.open_object(name).read_at(buffer, offset) == size
-
-
-class _Oracle:
-    """The OCI SDK, with a connection for each thread."""
-
-    def __init__(self) -> None:
-        os.environ["OCI_PYTHON_SDK_NO_SERVICE_IMPORTS"] = "true"
-        import oci  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 - only here
-        from oci.object_storage import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
-            ObjectStorageClient,
-            UploadManager,
-        )
-        from requests.adapters import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
-            HTTPAdapter,
-        )
-
-        self._client = ObjectStorageClient(
-            oci.config.from_file(os.environ["OCI_CONFIG_FILE"]),
-            service_endpoint=os.environ["OCI_OBJECT_STORAGE_ENDPOINT"],
-            retry_strategy=oci.retry.NoneRetryStrategy(),
-        )
-        self._client.base_client.session.mount("http://", HTTPAdapter(pool_maxsize=2 * THREADS))
-        self._manager = UploadManager(
-            self._client, allow_parallel_uploads=True, parallel_process_count=THREADS
-        )
-        self._place = (os.environ["OCI_NAMESPACE"], os.environ["TEMPLATE_BUCKET_NAME"])
-
-    def upload(self, path: Path, name: str) -> None:
-        self._manager.upload_file(*self._place, name, str(path), part_size=RANGE)
-
-    def download(self, name: str, path: Path) -> None:
-        size = int(self._client.head_object(*self._place, name).headers["content-length"])
-        in_ranges(path, size, lambda start, end: self._range(name, start, end))
-
-    def _range(self, name: str, start: int, end: int) -> bytes:
-        answer = self._client.get_object(*self._place, name, range=f"bytes={start}-{end - 1}")
-        content: bytes = answer.data.content
-        return content
-
-    def put(self, name: str, data: bytes) -> None:
-        self._client.put_object(*self._place, name, data)
-
-    def get(self, name: str, size: int) -> None:
-        assert len(self._client.get_object(*self._place, name).data.content) == size
-
-    def read(self, name: str, offset: int, size: int) -> None:
-        assert len(self._range(name, offset, offset + size)) == size
-
-
-class _Boto3:
-    """boto3, with a connection for each thread."""
-
-    def __init__(self) -> None:
-        import boto3  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 - only here
-        from boto3.s3.transfer import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
-            TransferConfig,
-        )
-        from botocore.config import (  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
-            Config,
-        )
-
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=os.environ["AWS_ENDPOINT_URL"],
-            config=Config(max_pool_connections=2 * THREADS, s3={"addressing_style": "path"}),
-        )
-        self._bucket = os.environ["TEMPLATE_BUCKET_NAME"]
-        self._how = TransferConfig(max_concurrency=THREADS)
-
-    def upload(self, path: Path, name: str) -> None:
-        self._client.upload_file(str(path), self._bucket, name, Config=self._how)
-
-    def download(self, name: str, path: Path) -> None:
-        self._client.download_file(self._bucket, name, str(path), Config=self._how)
-
-    def put(self, name: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self._bucket, Key=name, Body=data)
-
-    def get(self, name: str, size: int) -> None:
-        answer = self._client.get_object(Bucket=self._bucket, Key=name)
-        assert len(answer["Body"].read()) == size
-
-    def read(self, name: str, offset: int, size: int) -> None:
-        answer = self._client.get_object(
-            Bucket=self._bucket, Key=name, Range=f"bytes={offset}-{offset + size - 1}"
-        )
-        assert len(answer["Body"].read()) == size
-
-
-class _Obstore:
-    """obstore as it is, without what is around it in ours."""
-
-    def __init__(self) -> None:
-        import obstore  # noqa: PLC0415 - only here
-        from obstore.store import S3Store  # noqa: PLC0415
-
-        self._obstore: Any = obstore
-        self._store = S3Store(
-            os.environ["TEMPLATE_BUCKET_NAME"],
-            endpoint=os.environ["AWS_ENDPOINT_URL"],
-            region=REGION,
-            client_options={"allow_http": True},
-        )
-
-    def upload(self, path: Path, name: str) -> None:
-        self._obstore.put(self._store, name, path, chunk_size=RANGE, max_concurrency=THREADS)
-
-    def download(self, name: str, path: Path) -> None:
-        size = self._obstore.head(self._store, name)["size"]
-        in_ranges(
-            path,
-            size,
-            lambda start, end: self._obstore.get_range(self._store, name, start=start, end=end),
-        )
-
-    def put(self, name: str, data: bytes) -> None:
-        self._obstore.put(self._store, name, data, use_multipart=False)
-
-    def get(self, name: str, size: int) -> None:
-        assert len(self._obstore.get(self._store, name).bytes()) == size
-
-    def read(self, name: str, offset: int, size: int) -> None:
-        found = self._obstore.get_range(self._store, name, start=offset, length=size)
-        assert len(found) == size
-
-
-def in_ranges(path: Path, size: int, fetch: Callable[[int, int], Any]) -> None:
-    """Fill a file by ranges, as many at once as there are threads."""
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
-        file.truncate(size)
-
-        def one(start: int) -> None:
-            os.pwrite(file.fileno(), fetch(start, min(start + RANGE, size)), start)
-
-        list(pool.map(one, range(0, size, RANGE)))
-
-
-CLIENTS: dict[str, Callable[[], Client]] = {
-    "ours": _Ours,
-    "OCI SDK": _Oracle,
-    "boto3": _Boto3,
-    "obstore": _Obstore,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +155,8 @@ def measure(name: str, case: str, work: Work, environment: dict[str, str]) -> Re
     return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> Result | None:
-    """Run the command that does the case; None where it has none."""
+def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> list[str] | None:
+    """Return the command that does the case; None where it has none."""
     bucket = f"localoci:{environment['TEMPLATE_BUCKET_NAME']}"
     large, small, back = f"{bucket}/rclone/large", f"{bucket}/rclone/small", folder / "rclone.down"
     concurrency = ["--oos-upload-concurrency", str(THREADS), "--oos-chunk-size", "8M"]
@@ -349,15 +167,38 @@ def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> 
         "put 1 MiB": ["copy", str(folder / "small"), small, *many],
         "get 1 MiB": ["copy", small, str(folder / "rclone.small"), *many],
     }
-    if case not in commands:
+    return ["--config", "", "--ignore-times", *commands[case]] if case in commands else None
+
+
+def s5cmd(case: str, work: Work, environment: dict[str, str], folder: Path) -> list[str] | None:
+    """Return the command that does the case; None where it has none."""
+    bucket = f"s3://{environment['TEMPLATE_BUCKET_NAME']}/s5cmd"
+    parts = ["cp", "--concurrency", str(THREADS), "--part-size", str(RANGE // MIB)]
+    commands = {
+        "upload": [*parts, work.large, f"{bucket}/large"],
+        "download": [*parts, f"{bucket}/large", str(folder / "s5cmd.down")],
+        "put 1 MiB": ["cp", f"{folder / 'small'}/", f"{bucket}/small/"],
+        "get 1 MiB": ["cp", f"{bucket}/small/*", f"{folder / 's5cmd.small'}/"],
+    }
+    where = ["--endpoint-url", environment.get("AWS_ENDPOINT_URL", ""), "--log", "error"]
+    return [*where, "--numworkers", str(THREADS), *commands[case]] if case in commands else None
+
+
+PROGRAMS = {"rclone": rclone, "s5cmd": s5cmd}
+
+
+def run_program(
+    name: str, case: str, work: Work, environment: dict[str, str], folder: Path
+) -> Result | None:
+    """Run the command that does the case; None where it has none."""
+    arguments = PROGRAMS[name](case, work, environment, folder)
+    if arguments is None:
         return None
-    size = work.size if case.endswith("load") else work.count * MIB
-    program = str(Path(sys.executable).with_name("rclone"))
-    back.unlink(missing_ok=True)
+    (folder / f"{name}.down").unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(
-        [program, "--config", "", "--ignore-times", *commands[case]],
+        [str(Path(sys.executable).with_name(name)), *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -366,9 +207,9 @@ def rclone(case: str, work: Work, environment: dict[str, str], folder: Path) -> 
     seconds = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        raise SystemExit(f"rclone, {case}: {done.stderr[-3000:]}")
+        raise SystemExit(f"{name}, {case}: {done.stderr[-3000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Result(seconds, cpu, size)
+    return Result(seconds, cpu, work.size if case.endswith("load") else work.count * MIB)
 
 
 def compare(
@@ -380,8 +221,8 @@ def compare(
         for _ in range(runs):
             for name in clients:
                 found = (
-                    rclone(case, work, environment, folder)
-                    if name == "rclone"
+                    run_program(name, case, work, environment, folder)
+                    if name in PROGRAMS
                     else measure(name, case, work, environment)
                 )
                 if found is not None:
@@ -463,12 +304,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="objects of 1 MiB")
     parser.add_argument("--seconds", type=float, default=0.6, help="of each reading case")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=["oci", "s3"])
+    parser.add_argument("--big", default="1G", help="size of the file for link and memory")
+    parser.add_argument("--only", choices=["oci", "s3", "link", "memory"])
     parser.add_argument("--folder", type=Path, help="where files and servers live, for a while")
     parser.add_argument("--json", action="store_true")
     for hidden in ("--child", "--case", "--work"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child == "limit":
+        limit(arguments.case, Limits(*json.loads(arguments.work)))
+        return
     if arguments.child:
         child(arguments.child, arguments.case, Work(*json.loads(arguments.work)))
         return
@@ -480,13 +325,21 @@ def main() -> None:
         work = Work(str(large), size, arguments.count, arguments.seconds)
         for title, start, clients in (
             ("oci", oci, ("ours", "OCI SDK", "rclone")),
-            ("s3", s3, ("ours", "obstore", "boto3")),
+            ("s3", s3, ("ours", "obstore", "boto3", "s5cmd")),
         ):
             if arguments.only in (None, title):
                 with ExitStack() as stack:
                     environment = start(stack, folder)
                     rows = compare(clients, work, environment, folder, arguments.runs)
                     documents += report(title, rows, quiet=arguments.json)
+        if arguments.only in (None, "link", "memory"):
+            with ExitStack() as stack:
+                environment = oci(stack, folder)
+                size = max(parse_size(arguments.big), 16 * MIB)
+                if arguments.only != "memory":
+                    documents += far_away(environment, folder, size, quiet=arguments.json)
+                if arguments.only != "link":
+                    documents += memory(environment, folder, size, quiet=arguments.json)
     if arguments.json:
         print(json.dumps(documents, indent=2))
 
