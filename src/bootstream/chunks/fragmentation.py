@@ -3,8 +3,9 @@
 The figure is what a cold, sequential read of the whole artifact costs: the range requests that
 are needed, divided by the fewest that could be. The reader is taken to ask for windows of
 4 MiB of the artifact, one after the other, and to join what lies in one pack, at most 128 KiB
-apart, as ``ChunkReader`` does. A window with any data needs one request at least. So 1.00 is
-a build that holds all of itself; 3.00 one whose windows are spread over three places each.
+apart, as ``ChunkReader`` does. A window needs as many requests as its stored bytes fill, which
+is one, but for data that does not compress. So 1.00 is a build that holds all of itself; 3.00
+one whose windows are spread over three places each.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _count(windows: Iterator[list[Place]]) -> Fragmentation:
     requests = ideal = 0
     for places in windows:
         if places:
-            ideal += 1
+            ideal += -(-sum(place.length for place in places) // REQUEST_SIZE)
             requests += len(_requests(places))
     return Fragmentation(requests, ideal)
 

@@ -33,6 +33,9 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "build": Verb("Make", "build", "build", "Build a template from a container image."),
     "import": Verb("Make", "transfer", "import_", "Publish a raw image as a template."),
+    "commit": Verb("Make", "commit", "commit_", "Make a build of what was written to an export."),
+    "flatten": Verb("Make", "compact", "flatten", "Make a build that reads from no other."),
+    "compact": Verb("Make", "compact", "compact", "Store anew what fragments reads."),
     "tag": Verb("Make", "tags", "tag", "Give a build another name."),
     "ls": Verb("Look", "listing", "ls", "List templates and their builds."),
     "show": Verb("Look", "listing", "show", "Show one build."),

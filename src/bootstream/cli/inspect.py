@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bootstream.chunks.fragmentation import measure
 from bootstream.chunks.reader import load_index
 from bootstream.chunks.report import Part, summarise
 from bootstream.cli import picture
@@ -64,7 +65,8 @@ def inspect(cli: Cli, ref: str, artifact: str, drawing: Path | None, as_json: bo
 
     Every chunk of an artifact is zero, in this build's own pack, or in the pack of an
     ancestor. Prints each part's size, how many chunks of it are distinct, what is stored
-    for it, and a map of the image.
+    for it, and a map of the image. Fragmentation is how many requests a cold read in order
+    takes, as a multiple of the fewest that could be; 'compact' lowers it.
     """
     if drawing is not None and drawing.suffix.lower() not in _DRAWINGS:
         raise InvalidInput(
@@ -99,6 +101,7 @@ def inspect(cli: Cli, ref: str, artifact: str, drawing: Path | None, as_json: bo
                 "chunk_size": index.chunk_size,
                 "chunks": index.chunk_count,
                 "index_size": entry.index_size,
+                "fragmentation": _fragmentation_to_json(index),
                 "parts": [_part_to_json(part) for part in parts],
             }
         )
@@ -106,6 +109,17 @@ def inspect(cli: Cli, ref: str, artifact: str, drawing: Path | None, as_json: bo
     _print_facts(manifest.build_id, artifact, entry, index)
     _print_parts(layout.parts, index.size)
     _print_map(index, layout)
+
+
+def _fragmentation_to_json(index: Index) -> dict[str, object] | None:
+    if index.raw:
+        return None
+    found = measure(index)
+    return {
+        "figure": round(found.figure, 3),
+        "requests": found.requests,
+        "ideal": found.ideal,
+    }
 
 
 def _part_to_json(part: Part) -> dict[str, object]:
@@ -179,8 +193,17 @@ def _print_facts(build_id: str, artifact: str, entry: Artifact, index: Index) ->
         ("chunk size", human_size(index.chunk_size)),
         ("index", human_size(entry.index_size)),
     ]
+    if not index.raw:
+        found = measure(index)
+        facts.append(
+            (
+                "fragmentation",
+                f"{found.figure:.2f}, {found.requests} requests read it in order, "
+                f"{found.ideal} would do",
+            )
+        )
     for name, value in facts:
-        click.echo(f"{name + ':':<12}{value}")
+        click.echo(f"{name + ':':<15}{value}")
     click.echo()
 
 

@@ -14,10 +14,12 @@ import click
 
 from bootstream import wiring
 from bootstream.cli.base import REF, verb
+from bootstream.cli.commit import Committable, serve_commits
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.errors import InvalidInput
 from bootstream.nbd.server import Export, Server
 from bootstream.templates.build import ROOTFS
+from bootstream.templates.commit_control import SUFFIX
 from bootstream.templates.leases import Lease
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Served:
     read_only: bool = False
     overlay: Path | None = None
     name: str | None = None
+    control: Path | None = None
 
 
 @verb(
@@ -60,6 +63,12 @@ class Served:
     "--ready-fd", metavar="N", type=int, help="Write a newline to this descriptor when it listens."
 )
 @click.option("--name", help="Export name of the first REF.")
+@click.option(
+    "--control",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Unix socket for 'commit'; SOCKET.ctl if left out.",
+)
 @pass_cli
 def serve(
     cli: Cli,
@@ -70,6 +79,7 @@ def serve(
     overlay: Path | None,
     ready_fd: int | None,
     name: str | None,
+    control: Path | None,
 ) -> None:
     r"""Serve templates as block devices over NBD.
 
@@ -80,9 +90,10 @@ def serve(
       REF/ARTIFACT    an artifact of it, e.g. debian:12/rootfs.ext4
 
     Writes go to overlays that are thrown away at the end, unless --read-only refuses them
-    or --overlay keeps those of the default export (all others are then read-only). A
-    lease holds every build. Prints the default export's URI when it listens; SIGTERM or
-    Ctrl-C ends it with exit code 0.
+    or --overlay keeps those of the default export (all others are then read-only).
+    'bootstream commit SOCKET' makes a build of them meanwhile, by a socket of its own,
+    SOCKET.ctl, or --control. A lease holds every build. Prints the default export's URI
+    when it listens; SIGTERM or Ctrl-C ends it with exit code 0.
     """
     if (socket is None) == (tcp is None):
         raise InvalidInput("give either --socket or --tcp", operation="serve")
@@ -90,7 +101,9 @@ def serve(
         raise InvalidInput("--overlay and --read-only exclude each other", operation="serve")
     if ready_fd is not None:
         _check_descriptor(ready_fd)
-    wanted = Served(refs, socket, tcp, read_only, overlay, name)
+    if control is None and socket is not None:
+        control = socket.with_name(socket.name + SUFFIX)
+    wanted = Served(refs, socket, tcp, read_only, overlay, name, control)
     with cli.interruption, serving(cli, wanted) as uri:
         if ready_fd is None:
             click.echo(uri)
@@ -139,6 +152,9 @@ def serving(cli: Cli, wanted: Served) -> Iterator[str]:
         else:
             uri = server.listen_tcp(*parse_address(wanted.tcp or ""))
         server.start()
+        if wanted.control is not None and exports.committable:
+            control = serve_commits(cli, wanted.control, exports.committable, exports.default)
+            stack.callback(control.close)
         yield uri
 
 
@@ -151,6 +167,7 @@ class _Exports:
         self._cache = cache
         self._stack = stack
         self.by_name: dict[str, Export] = {}
+        self.committable: dict[str, Committable] = {}
         self.default = ""
 
     def add(self, ref: str, *, first: bool) -> None:
@@ -160,16 +177,19 @@ class _Exports:
         main = self._device(manifest, ROOTFS)
         wanted = self._wanted
         writable = first if wanted.overlay is not None else not wanted.read_only
-        device = self._over(manifest, ROOTFS, main, self._wanted.overlay) if writable else main
+        device: Device = main
+        if writable:
+            device = self._over(name, manifest, ROOTFS, main, self._wanted.overlay)
         self._put(name, device, f"{manifest.template_id} {manifest.build_id} {ROOTFS}")
         if first:
             self.default = name
         for artifact in manifest.artifacts:
             base = main if artifact == ROOTFS else self._device(manifest, artifact)
             alone = not self._wanted.read_only and self._wanted.overlay is None
-            device = self._over(manifest, artifact, base, None) if alone else base
+            export = f"{name}/{artifact}"
+            device = self._over(export, manifest, artifact, base, None) if alone else base
             description = f"{manifest.template_id} {manifest.build_id} {artifact}"
-            self._put(f"{name}/{artifact}", device, description)
+            self._put(export, device, description)
 
     def _hold(self, ref: str) -> Manifest:
         """Take a lease; it is checked again under the lease, so nothing was collected."""
@@ -181,10 +201,13 @@ class _Exports:
         device = wiring.open_device(self._cli.storage, self._cache, manifest, artifact)
         return self._stack.enter_context(closing(device))
 
-    def _over(self, manifest: Manifest, artifact: str, base: Device, path: Path | None) -> Device:
+    def _over(
+        self, name: str, manifest: Manifest, artifact: str, base: Device, path: Path | None
+    ) -> Device:
         overlay = wiring.open_overlay(
             self._cli.settings, base, path, manifest=manifest, artifact=artifact
         )
+        self.committable[name] = Committable(overlay, manifest, artifact)
         return self._stack.enter_context(closing(overlay))
 
     def _put(self, name: str, device: Device, description: str) -> None:

@@ -12,7 +12,7 @@ both are gone, or a full copy is asked for, every chunk is stored: the build has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from bootstream.templates.build import ROOTFS, Published
 from bootstream.templates.catalogue import Catalogue
 from bootstream.templates.commit_artifacts import Derivation, deriving, load
 from bootstream.templates.manifest import Manifest, read_published
-from bootstream.templates.names import validate_template_id
+from bootstream.templates.names import validate_tag, validate_template_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class CommitOptions:
 
     ``template_id`` is the template of the new build. ``flat`` stores every chunk, so that the
     build has no ancestors. ``carry`` names further artifacts of the parent that are taken over:
-    none by default, for a memory snapshot belongs to the disk that it was taken with.
+    none by default, for a memory snapshot belongs to the disk that it was taken with. ``tags``
+    are given to the build; with ``if_current`` only if they name that build (an id) now.
     """
 
     template_id: str | None = None
@@ -43,17 +44,24 @@ class CommitOptions:
     artifact: str = ROOTFS
     flat: bool = False
     carry: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    if_current: str | None = None
     level: int | None = None
     threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit that was published. ``bytes_changed`` is what was written since the parent."""
+    """A commit that was published.
+
+    ``bytes_changed`` is what was written since the parent, in whole blocks. ``tag_error`` is
+    why a tag was not given to the build; the build is published all the same.
+    """
 
     published: Published
     parent: str | None
     bytes_changed: int
+    tag_error: BootstreamError | None = None
 
 
 class Changes:
@@ -152,6 +160,8 @@ def commit(
     options = options or CommitOptions()
     if options.template_id is not None:
         validate_template_id(options.template_id)
+    for tag in options.tags:
+        validate_tag(tag)
     parent = base if options.flat else _find_parent(storage, frozen, base, options.artifact)
     with deriving(
         storage,
@@ -174,7 +184,25 @@ def commit(
         frozen.committed(published.manifest.build_id, entry.index_sha256)
     except BootstreamError as error:  # the next commit compares with an older build, that is all
         progress.log(f"the overlay could not note what it was committed as: {error}")
-    return Commit(published, published.manifest.parent, frozen.bytes_changed)
+    tag_error = set_tags(storage, published.manifest, options.tags, options.if_current)
+    return Commit(published, published.manifest.parent, frozen.bytes_changed, tag_error)
+
+
+def set_tags(
+    storage: StorageProvider, manifest: Manifest, tags: Iterable[str], if_current: str | None
+) -> BootstreamError | None:
+    """Give tags to a build that was published; return why one could not be given.
+
+    The build is there, so this is not raised: its id is what the caller must get to know.
+    """
+    catalogue = Catalogue(storage)
+    failed: BootstreamError | None = None
+    for tag in tags:
+        try:
+            catalogue.set_tag(manifest.template_id, tag, manifest.build_id, if_current=if_current)
+        except BootstreamError as error:
+            failed = failed or error
+    return failed
 
 
 def _write_changes(derivation: Derivation, frozen: Frozen, options: CommitOptions) -> Published:
