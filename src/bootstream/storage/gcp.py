@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from bootstream.errors import InvalidInput
 from bootstream.proxies import NO_PROXIES, Proxies
+from bootstream.storage.googlesigner import GoogleSigner
 from bootstream.storage.objectstore import BucketProvider
 from bootstream.storage.objectstore_engine import (
     Engine,
@@ -24,6 +26,8 @@ from bootstream.storage.objectstore_engine import (
     part_retries,
 )
 from bootstream.storage.objectstore_errors import Remedies
+from bootstream.storage.s3requests import XmlBucket
+from bootstream.storage.s3uploads import collect_uploads
 
 _ENDPOINT = "https://storage.googleapis.com"
 
@@ -51,8 +55,7 @@ def _nobody(base: str) -> str:
 class GCPBucketStorageProvider(BucketProvider):
     """A bucket of Google Cloud Storage. Safe to use from several threads.
 
-    Incomplete multipart uploads are left to a lifecycle rule of the bucket
-    (``AbortIncompleteMultipartUpload``): ``collect_uploads`` finds none.
+    Requests about multipart uploads are sent by themselves, with a token from google-auth.
 
     Args:
         bucket: its name.
@@ -115,6 +118,32 @@ class GCPBucketStorageProvider(BucketProvider):
             Engine(obstore, once, parts, base, bucket, identity, parallel, ca_file, proxies),
             _TRAITS,
         )
+
+        signer = GoogleSigner(
+            credentials=credentials,
+            key=service_account_key,
+            anonymous=anonymous,
+            ca_file=ca_file,
+            proxies=proxies,
+        )
+        self._requests = XmlBucket(
+            base, bucket, signer, self.error,
+            meta="x-goog-meta-", ca_file=ca_file, proxies=proxies,
+        )  # fmt: skip
+
+    def collect_uploads(self, older_than: timedelta, *, dry_run: bool = False) -> int:
+        """Abort multipart uploads begun longer ago; return how many there were.
+
+        Those of the XML API, which are all that this package begins; uploads of the JSON API
+        (resumable uploads) end by themselves after a week. Without google-auth, or where it
+        finds no credentials, nothing is collected.
+        """
+        with self.mapped("collect uploads", self.engine.bucket):
+            return collect_uploads(self._requests, older_than, dry_run=dry_run)
+
+    def xml_requests(self) -> XmlBucket | None:
+        """Return what sends the requests that obstore cannot, where there is a token for it."""
+        return self._requests if self._requests.can_sign() else None
 
     def needs_probe(self) -> bool:
         """Google's own keep their conditions; others are tried."""
