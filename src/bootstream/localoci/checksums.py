@@ -8,16 +8,20 @@ only spreads the exponents: ``Q^(2^k) = x^(a·2^k) + x^(b·2^k) + … + 1``, a m
 again. Hence ``H·x^(a·2^k) + L`` has the remainder of ``L + H·x^(b·2^k) + … + H``: what stands
 above a power of two times ``a`` is folded down with a few shifts of long integers, which are as
 fast as memory is. Some hundred bits are left, and they go through the table.
+
+Where the ``crc32c`` package is installed, as with Oracle's SDK, it does bodies a hundred times as
+fast.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _POLYNOMIAL = 0x82F63B78  # reflected
 # Exponents of Q besides 0, highest first; the test suite checks that P divides it.
@@ -112,6 +116,17 @@ class _Hash(Protocol):
     def digest(self) -> bytes: ...
 
 
+def _load() -> Callable[[memoryview, int], int]:
+    try:
+        found: Callable[[memoryview, int], int] = import_module("crc32c").crc32c
+    except ImportError:
+        return crc32c
+    return found
+
+
+_fast = _load()
+
+
 class Crc32c:
     """CRC32C in the form of hashlib's objects; the digest is four bytes, highest first."""
 
@@ -120,7 +135,7 @@ class Crc32c:
 
     def update(self, data: memoryview, /) -> None:
         """Take more bytes."""
-        self._value = crc32c(data, self._value)
+        self._value = _fast(data, self._value)
 
     def digest(self) -> bytes:
         """The checksum so far."""

@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, unquote
 
 from tests.storage.oci.helpers import Seen, refusal, reply
 
+from bootstream.localoci.checksums import crc32c
+
 
 @dataclass
 class Stored:
@@ -74,6 +76,9 @@ class MemoryBucket:
         digest = base64.b64encode(hashlib.sha256(seen.body).digest()).decode()
         if seen.headers.get("opc-content-sha256", digest) != digest:
             return refusal(400, "UnmatchedContentSHA256")
+        crc = base64.b64encode(crc32c(seen.body).to_bytes(4, "big")).decode()
+        if seen.headers.get("opc-content-crc32c", crc) != crc:
+            return refusal(400, "UnmatchedContentCRC32C")
         return None
 
     def _put(self, seen: Seen, name: str) -> bytes:

@@ -35,7 +35,8 @@ from bootstream.errors import (
     Throttled,
     Unavailable,
 )
-from bootstream.storage.oci import OCIBucketStorageProvider
+from bootstream.localoci.checksums import crc32c
+from bootstream.storage.oci import OCIBucketStorageProvider, checksums
 from bootstream.storage.oci.connection import TimeLimits
 from bootstream.storage.retry import RetryPolicy, RetryStorageProvider
 
@@ -523,11 +524,17 @@ def test_upload_aborted_by_others() -> None:
         _upload(earlier)
 
 
-def test_other_bytes_were_stored() -> None:
-    """The checksum in the answer counts, also an md5 where sha256 is not known."""
+@pytest.mark.parametrize("algorithm", ["CRC32C", "SHA256"])
+def test_other_bytes_were_stored(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checksum in the answer counts, also an md5 where ours is not known."""
+    if algorithm == "SHA256":
+        monkeypatch.setattr(checksums, "_CRC32C", None)
+    assert checksums.algorithm() == algorithm
     md5 = base64.b64encode(hashlib.md5(b"other").digest()).decode()
     sha = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-    for fields in ({"opc-content-md5": md5}, {"opc-content-sha256": sha}):
+    crc = base64.b64encode(crc32c(b"other").to_bytes(4, "big")).decode()
+    own = {"SHA256": {"opc-content-sha256": sha}, "CRC32C": {"opc-content-crc32c": crc}}
+    for fields in ({"opc-content-md5": md5}, own[algorithm]):
         with ScriptedServer(lambda _, f=fields: reply(200, etag="e", fields=f)) as server:  # type: ignore[misc]  # bound now
             provider = provider_for(server)
             with pytest.raises(Unavailable, match="other bytes"):

@@ -22,7 +22,7 @@ from bootstream.errors import (
     Throttled,
     Unavailable,
 )
-from bootstream.storage.oci import OCIBucketStorageProvider
+from bootstream.storage.oci import OCIBucketStorageProvider, checksums
 from bootstream.storage.oci.connection import TimeLimits
 from bootstream.storage.retry import RetryPolicy, RetryStorageProvider
 from bootstream.testing.localoci import LocalOciServer
@@ -183,6 +183,28 @@ def test_large_file_in_parts(make: Make, oci: LocalOciServer, tmp_path: Path) ->
     buffer = bytearray(size)
     assert make().open_object("large").read_at(buffer, 0) == size
     assert hashlib.sha256(buffer).digest() == upload.digest.digest()
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32C", "SHA256"])
+def test_the_service_compares_checksums(
+    oci: LocalOciServer, make: Make, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole and in parts, what is damaged on its way is refused and sent again."""
+    if algorithm == "SHA256":
+        monkeypatch.setattr(checksums, "_CRC32C", None)
+    assert checksums.algorithm() == algorithm
+    provider = make(part_size=1 << 20, sleep=lambda _: None)
+    rule = oci.faults.add(effect="flip", upload=True, operation="UploadPart", count=1)
+    target = provider.open_object("parts")
+    target.read_from(io.BytesIO(DATA * 3))
+    assert oci.faults.hits(rule) == 1
+    sink = io.BytesIO()
+    target.write_to(sink)
+    assert sink.getvalue() == DATA * 3
+    oci.faults.add(effect="flip", upload=True, operation="PutObject", count=1)
+    with pytest.raises(Unavailable, match="damaged"):
+        provider.open_object("whole").put(DATA[:1000])
+    provider.open_object("whole").put(DATA[:1000])
 
 
 def test_upload_url(make: Make) -> None:

@@ -1,9 +1,9 @@
 """Writing: one PutObject for what fits into it, a multipart upload for the rest.
 
-Every PutObject and every part carries the sha256 of its bytes, which the service compares
-before it stores them (``docs/decisions/oci-checksums.md``), and the answer's own checksum is
-compared again. A multipart upload is committed with the etags of exactly the parts that were
-sent; the answer's ``opc-multipart-md5`` must be that of the parts.
+Every PutObject and every part carries a checksum of its bytes, which the service compares
+before it stores them (``checksums``), and the answer's own checksum is compared again. A
+multipart upload is committed with the etags of exactly the parts that were sent; the answer's
+``opc-multipart-md5`` must be that of the parts.
 
 A part that fails is sent again here, some times, because no other layer has its bytes. When
 the upload fails, it is aborted after the last part has come to rest, since a part that
@@ -43,7 +43,13 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.oci import resume
-from bootstream.storage.oci.client import Answer, Client, Request, metadata_lines
+from bootstream.storage.oci.checksums import (
+    algorithm,
+    algorithm_line,
+    check_answer,
+    checksum_of,
+)
+from bootstream.storage.oci.client import Client, Request, metadata_lines
 from bootstream.storage.oci.sources import Buffer, FileReader, Reader, StreamReader
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import Source
@@ -83,14 +89,14 @@ def put_bytes(client: Client, request: Request, data: memoryview, *, conditional
     A conditional write is not sent again on a fresh connection: the second might be refused
     because of the first.
     """
-    sha256 = hashlib.sha256(data).digest()
+    checksum = checksum_of(data)
     request = replace(
         request,
-        headers=request.headers + checksum_lines(sha256),
+        headers=request.headers + checksum.lines,
         body=data,
         replay=not conditional,
     )
-    return check_answer(request, client.call(request), data, sha256)
+    return check_answer(request, client.call(request), data, checksum)
 
 
 def part_bytes(number: int, size: int | None, least: int) -> int:
@@ -104,36 +110,6 @@ def part_bytes(number: int, size: int | None, least: int) -> int:
         return least << ((number - 1) // _GROW_EVERY)
     needed = -(-size // (MAX_PARTS - 1))
     return least if needed <= least else -(-needed // _ROUND) * _ROUND
-
-
-def checksum_lines(sha256: bytes) -> bytes:
-    """Return the header lines that make the service compare a body with its sha256."""
-    return b"opc-checksum-algorithm: SHA256\r\nopc-content-sha256: %s\r\n" % b64encode(sha256)
-
-
-def check_answer(request: Request, answer: Answer, data: memoryview, sha256: bytes) -> str:
-    """Compare the checksum the service computed with ours; return the new etag.
-
-    A service that does not know sha256 here still answers with the md5 it computed.
-    """
-    etag = answer.headers.get("etag", "")
-    stored = answer.headers.get("opc-content-sha256")
-    if stored is not None:
-        same = stored == b64encode(sha256).decode()
-    else:
-        md5 = answer.headers.get("opc-content-md5")
-        ours = hashlib.md5(data, usedforsecurity=False).digest() if md5 else b""
-        same = md5 is None or md5 == b64encode(ours).decode()
-    if not etag or not same:
-        raise Unavailable(
-            "the storage received other bytes than were sent"
-            if etag
-            else "the answer does not say what was written",
-            operation=request.operation,
-            object=request.object,
-            request_id=answer.headers.get("opc-request-id"),
-        )
-    return etag
 
 
 class Uploader:
@@ -307,7 +283,7 @@ class Uploader:
             f"{self._client.base()}/u",
             "write object",
             self._path,
-            headers=b"opc-checksum-algorithm: SHA256\r\n",
+            headers=algorithm_line(algorithm()).encode(),
             body=body,
             signed_body=True,
             replay=False,
@@ -325,13 +301,13 @@ class Uploader:
         if there is not None and self._checkpoint is not None and there.is_of(data):
             self._checkpoint.found(len(data))
             return Part(number, there.etag, there.md5)
-        sha256 = hashlib.sha256(data).digest()
+        checksum = checksum_of(data)
         request = Request(
             "PUT",
             f"{self._upload_target(upload)}&uploadPartNum={number}",
             "write object",
             self._path,
-            headers=checksum_lines(sha256),
+            headers=checksum.lines,
             body=data,
         )
 
@@ -340,7 +316,7 @@ class Uploader:
                 answer = self._client.call(request)
             except ObjectNotFound as error:
                 raise self._aborted(error) from error
-            etag = check_answer(request, answer, data, sha256)
+            etag = check_answer(request, answer, data, checksum)
             return Part(number, etag, _md5_of(answer.headers.get("opc-content-md5")))
 
         return self._patiently(send)
