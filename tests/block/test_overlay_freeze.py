@@ -256,7 +256,7 @@ def test_readers_see_no_gap(tmp_path: Path) -> None:
             try:
                 for turn in range(60):
                     block = turn % 28
-                    data = expected[block * BLOCK : (block + 1) * BLOCK]
+                    data = bytes(expected[block * BLOCK : (block + 1) * BLOCK])
                     device.write(memoryview(data), block * BLOCK)  # the same: readers need no lock
                     with device.freeze() as frozen:
                         frozen.committed(BUILD % 1, "cd" * 32)
@@ -355,9 +355,8 @@ def test_damaged_header_is_mended_or_named(tmp_path: Path, place: int, value: in
     path.write_bytes(data)
     with closing(overlay(path)) as device:
         assert read_all(device) == expected
-    data = path.read_bytes()
-    assert data[:HEADER_SIZE] == data[HEADER_SIZE : 2 * HEADER_SIZE]
-    both = bytearray(data)
+    both = bytearray(path.read_bytes())
+    assert both[:HEADER_SIZE] == both[HEADER_SIZE : 2 * HEADER_SIZE]
     both[100] ^= 1
     both[HEADER_SIZE + 100] ^= 1
     path.write_bytes(both)

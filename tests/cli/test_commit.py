@@ -58,7 +58,7 @@ def test_live(cli: CommandLine, tmp_path: Path) -> None:
             client.write(memoryview(b"later"), 0)
             expected[:5] = b"later"
             second = cli.json("commit", control, "--template", "copy", "--tag", "latest")
-            assert client.read_views(0, 5)[0] == b"later"
+            assert bytes(client.read_views(0, 5)[0]) == b"later"
         assert exported(cli, "copy", tmp_path) == expected
         assert cli.json("commit", path)["changed_bytes"] == 0
     assert not control.exists()
