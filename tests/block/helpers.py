@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bootstream.block.inflight import Deliver
+from bootstream.block.fetcher import Deliver
 from bootstream.chunks.fetch import ChunkReader
 from bootstream.chunks.index import Index
 from bootstream.chunks.reader import load_index
@@ -70,6 +70,10 @@ class WatchedReader:
         self.gate.set()
         self.begun = threading.Semaphore(0)
         self.failure: BaseException | None = None
+
+    def plan(self, chunks: Iterable[int]) -> list[list[int]]:
+        """Group, as the reader does."""
+        return self.inner.plan(chunks)
 
     def fetch(self, chunks: Sequence[int], deliver: Deliver) -> None:
         """Fetch, as the test wants it."""

@@ -14,7 +14,7 @@ from tests.block.helpers import ARTIFACT, CHUNK, WatchedReader, store_image
 
 from bootstream.block.cache import NodeCache
 from bootstream.block.chunked import ChunkedDevice
-from bootstream.block.readahead import LARGEST_WINDOW
+from bootstream.block.readahead import LARGEST_PIECE
 from bootstream.chunks.fetch import ChunkReader
 from bootstream.errors import Corrupt, Unavailable
 from bootstream.storage.memory import MemoryStorageProvider
@@ -150,7 +150,7 @@ def test_failed_prefetch_is_not_the_readers(device: ChunkedDevice, reader: Watch
             reader.failure = None
             original(chunks, deliver)  # type: ignore[arg-type]
 
-        device._fetches._fetch = fetch  # type: ignore[assignment]
+        reader.fetch = fetch  # type: ignore[assignment,method-assign]
         reader.gate.set()
         assert result.result(20) == CONTENTS[9 * CHUNK : 10 * CHUNK]
 
@@ -177,10 +177,10 @@ def test_sequential_reads_are_met(device: ChunkedDevice, reader: WatchedReader, 
             device.read_views(offset, size)
         settle(device)
         ahead = max(reader.fetched) * CHUNK - offset
-        assert ahead <= 2 * LARGEST_WINDOW
+        assert ahead <= 2 * LARGEST_PIECE
     assert misses <= 4
-    assert max(map(len, reader.calls)) * CHUNK > LARGEST_WINDOW // 2
-    assert max(map(len, reader.calls)) * CHUNK <= LARGEST_WINDOW
+    assert max(map(len, reader.calls)) * CHUNK > LARGEST_PIECE // 4
+    assert max(map(len, reader.calls)) * CHUNK <= LARGEST_PIECE
     assert len(reader.fetched) == len(set(reader.fetched))
 
 

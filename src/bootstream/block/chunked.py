@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bootstream.block.cache import NodeCache, PackCache
+from bootstream.block.counters import Counters
 from bootstream.block.device import ZEROS, Extent, copy_views, merge_extents
-from bootstream.block.inflight import Data, Deliver, Fetches, RecentChunks
-from bootstream.block.readahead import ReadAhead
+from bootstream.block.fetcher import Data, Fetcher, Source, Urgency
+from bootstream.block.readahead import LARGEST_PIECE, ReadAhead
+from bootstream.block.recent import RecentChunks
 from bootstream.chunks.index import Index
 from bootstream.errors import InvalidInput
 
@@ -23,16 +25,12 @@ _MOST_VIEWS = 1 << 16
 _MEMORY = 32 << 20
 
 
-class ChunkSource(Protocol):
+class ChunkSource(Source, Protocol):
     """What a device needs of ``bootstream.chunks.reader.ChunkReader``."""
 
     @property
     def index(self) -> Index:
         """Where the chunks are."""
-        ...
-
-    def fetch(self, chunks: Sequence[int], deliver: Deliver, /) -> None:
-        """Bring ascending chunks that are no zeros; deliver each, decoded and verified."""
         ...
 
 
@@ -66,12 +64,13 @@ class ChunkedDevice:
                 self._packs.append(cache.pack(*names, raw=pack.raw, chunk_size=index.chunk_size))
             cache.attach(self._views)
         self._recent = RecentChunks(max(_MEMORY, 4 * index.chunk_size))
-        self._fetches = Fetches(self._arrived, reader.fetch, self._keep)
-        self._ahead = ReadAhead(
-            self._bring,
-            self._fetches.wait_until_quiet,
-            chunk_size=index.chunk_size,
-            chunk_count=index.chunk_count,
+        self._ahead = ReadAhead(chunk_size=index.chunk_size, chunk_count=index.chunk_count)
+        self._fetcher = Fetcher(
+            reader,
+            self._arrived,
+            self._keep,
+            self._missing,
+            piece=max(1, LARGEST_PIECE // index.chunk_size),
         )
 
     # Reading
@@ -92,7 +91,7 @@ class ChunkedDevice:
         if views is not None:
             return views
         first, last = offset >> self._shift, (offset + length - 1) >> self._shift
-        self._ahead.note(first, last)
+        self._note(first, last)
         found: dict[int, memoryview] = {}
         missing = []
         for chunk in range(first, last + 1):
@@ -101,7 +100,8 @@ class ChunkedDevice:
                 missing.append(chunk)
             else:
                 found[chunk] = view
-        found.update(self._fetches.get(missing, demand=True))
+        if missing:
+            found.update(self._fetcher.get(missing))
         return self._cut([found[chunk] for chunk in range(first, last + 1)], offset, length)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -123,7 +123,7 @@ class ChunkedDevice:
                     return None
             views.append(view)
         if fresh:
-            self._ahead.note(first, last)
+            self._note(first, last)
         return self._cut(views, offset, length)
 
     def _cut(self, views: list[memoryview], offset: int, length: int) -> list[memoryview]:
@@ -175,8 +175,8 @@ class ChunkedDevice:
                 return view
         return self._recent.put(chunk, data)
 
-    def _bring(self, start: int, stop: int) -> None:
-        """Fetch what misses of chunks ``[start, stop)``, for nobody in particular."""
+    def _missing(self, start: int, stop: int) -> list[int]:
+        """Return those of chunks ``[start, stop)`` that have to be fetched."""
         missing = []
         chunk = start
         while chunk < stop:
@@ -184,8 +184,18 @@ class ChunkedDevice:
             if not zero:
                 missing += [c for c in range(chunk, chunk + count) if self._arrived(c) is None]
             chunk += count
-        if missing:
-            self._fetches.get(missing, demand=False)
+        return missing
+
+    def _note(self, first: int, last: int) -> None:
+        """Somebody reads these chunks for the first time: fetch ahead if that is worth it."""
+        ahead = self._ahead.note(first, last, self._fetcher.pace.limit)
+        if ahead is not None:
+            self._fetcher.ahead(*ahead, Urgency.AHEAD)
+
+    @property
+    def counters(self) -> Counters:
+        """What was fetched and waited for since the device was opened."""
+        return self._fetcher.counters
 
     # The rest of a device
 
@@ -206,11 +216,12 @@ class ChunkedDevice:
         """Fetch the range soon, in the background."""
         if not self._packs:  # what memory cannot hold would push itself out
             length = min(length, _MEMORY // 2)
-        self._ahead.request(offset >> self._shift, ((offset + length - 1) >> self._shift) + 1)
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        self._fetcher.ahead(first, last + 1, Urgency.BACKGROUND)
 
     def wait_for_prefetch(self, timeout: float) -> bool:
         """Return True once no prefetch is under way, False after ``timeout`` seconds."""
-        return self._ahead.wait_until_idle(timeout)
+        return self._fetcher.wait_until_idle(timeout)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Refuse: raises InvalidInput."""
@@ -240,7 +251,7 @@ class ChunkedDevice:
 
     def close(self) -> None:
         """Stop prefetching and let the cache's segments go; idempotent."""
-        self._ahead.close()
+        self._fetcher.close()
         if self._cache is not None:
             self._cache.detach(self._views)
         self._views.clear()

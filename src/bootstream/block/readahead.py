@@ -1,144 +1,107 @@
-"""Fetching ahead of readers that read in order, and on request.
+"""Who reads in order, and how far ahead of such readers to fetch.
 
 A device tells of every request that touches chunks it had not touched before. A request
-that begins where an earlier one ended continues its stream; from the fourth on, the chunks
-behind it are fetched ahead, 256 KiB at first and twice as much each time, up to 4 MiB.
-Random reads continue no stream, so they cost no byte more than they ask for.
+near the end of an earlier one continues its stream, also where a client's connections
+overtake each other by a little. From the fourth on, the chunks behind it are fetched ahead:
+never more than the stream has read already, so that one that ends wastes no more than it
+used. Random reads continue no stream, so they cost no byte more than they ask for.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
-
-from bootstream.errors import BootstreamError
-
-_log = logging.getLogger(__name__)
 
 FIRST_WINDOW = 256 << 10
-LARGEST_WINDOW = 4 << 20
+LARGEST_PIECE = 4 << 20
+"""Bytes that one request brings ahead, at most."""
+LARGEST_WINDOW = 64 << 20
 _STREAMS = 16
 _EVIDENCE = 3
-_THREADS = 2
-_MOST_JOBS = 64
-_PATIENCE_SECONDS = 0.1
-_JOIN_SECONDS = 10.0
+_SLACK = 2 << 20
 
 
 class _Stream:
     """A reader that reads in order. All numbers are chunks."""
 
-    __slots__ = ("frontier", "run", "window")
+    __slots__ = ("end", "frontier", "run", "start")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
         self.run = 0
-        self.window = window
         self.frontier = 0
 
 
 class ReadAhead:
-    """A few threads that bring chunks before they are asked for. Thread safe.
+    """The streams of one device. Thread safe.
 
     Args:
-        fetch: brings what misses of chunks ``[start, stop)``; may raise BootstreamError.
-        wait_until_quiet: returns, after so many seconds at most, when no reader waits.
         chunk_size, chunk_count: of the device.
     """
 
-    def __init__(
-        self,
-        fetch: Callable[[int, int], None],
-        wait_until_quiet: Callable[[float], None],
-        *,
-        chunk_size: int,
-        chunk_count: int,
-    ) -> None:
-        self._fetch = fetch
-        self._wait_until_quiet = wait_until_quiet
+    def __init__(self, *, chunk_size: int, chunk_count: int) -> None:
         self._count = chunk_count
-        self._first_window = max(1, FIRST_WINDOW // chunk_size)
-        self._largest_window = max(1, LARGEST_WINDOW // chunk_size)
-        self._condition = threading.Condition()
-        self._streams: OrderedDict[int, _Stream] = OrderedDict()
-        self._jobs: deque[tuple[int, int]] = deque()
-        self._threads: list[threading.Thread] = []
-        self._busy = 0
-        self._closed = False
+        self._first = max(1, FIRST_WINDOW // chunk_size)
+        self._largest = max(1, LARGEST_WINDOW // chunk_size)
+        self._piece = max(1, LARGEST_PIECE // chunk_size)
+        self._slack = max(1, _SLACK // chunk_size)
+        self._lock = threading.Lock()
+        self._streams: list[_Stream] = []
 
-    def note(self, first: int, last: int) -> None:
-        """A request touched these chunks, at least one of them for the first time."""
-        after = last + 1
-        with self._condition:
-            stream = self._streams.pop(first, None)
-            if stream is None and last > first:  # the chunk that two requests share
-                stream = self._streams.pop(first + 1, None)
-            if stream is None and after in self._streams:
-                return  # a chunk that was read before, perhaps in smaller pieces
+    def note(self, first: int, last: int, pace: int) -> tuple[int, int] | None:
+        """A request touched these chunks, at least one of them for the first time.
+
+        Args:
+            first, last: of them.
+            pace: how many requests are worth having under way.
+
+        Returns:
+            The chunks ``[start, stop)`` to fetch ahead now, or None.
+        """
+        with self._lock:
+            stream = self._find(first, last)
             if stream is None:
-                stream = _Stream(self._first_window)
-                if len(self._streams) >= _STREAMS:
-                    self._streams.popitem(last=False)
+                self._streams.append(_Stream(first, last + 1))
+                if len(self._streams) > _STREAMS:
+                    del self._streams[0]
+                return None
+            self._streams.remove(stream)
+            self._streams.append(stream)
+            if first < stream.start:
+                stream.start = first
+                return None
+            if last < stream.end:  # one that was overtaken, or a chunk in smaller pieces
+                return None
+            stream.run += 1
+            stream.end = max(stream.end, last + 1)
+            if stream.run < _EVIDENCE:
+                return None
+            window = max(
+                self._first, min(stream.end - stream.start, self._largest, pace * self._piece)
+            )
+            start = max(stream.frontier, stream.end)
+            stop = min(stream.end + window, self._count)
+            # Not by single chunks: half a window at a time, or what one request brings.
+            if stop - start < min(window // 2, self._piece) and stop < self._count:
+                return None
+            if start >= stop:
+                return None
+            stream.frontier = stop
+            return start, stop
+
+    def _find(self, first: int, last: int) -> _Stream | None:
+        """Return the stream that a request belongs to, the nearest one of several."""
+        best: _Stream | None = None
+        distance = 0
+        for stream in self._streams:
+            gap = first - stream.end
+            if stream.run >= _EVIDENCE:
+                slack = min(self._slack, stream.end - stream.start)
+                belongs = -slack <= gap <= slack
             else:
-                stream.run += 1
-            self._streams[after] = stream
-            if stream.run < _EVIDENCE or stream.frontier - after > stream.window // 2:
-                return
-            start = max(stream.frontier, after)
-            stream.frontier = min(start + stream.window, self._count)
-            stream.window = min(stream.window * 2, self._largest_window)
-            self._request(start, stream.frontier)
-
-    def request(self, start: int, stop: int) -> None:
-        """Bring chunks ``[start, stop)`` soon; dropped when too much is asked for already."""
-        with self._condition:
-            self._request(start, stop)
-
-    def _request(self, start: int, stop: int) -> None:
-        if start >= stop or self._closed or len(self._jobs) >= _MOST_JOBS:
-            return
-        self._jobs.append((start, stop))
-        if len(self._threads) < min(_THREADS, len(self._jobs) + self._busy):
-            thread = threading.Thread(target=self._work, name="bootstream-prefetch", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._condition.notify_all()
-
-    def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not self._jobs and not self._closed:
-                    self._condition.wait()
-                if self._closed:
-                    return
-                start, stop = self._jobs.popleft()
-                piece = min(stop, start + self._largest_window)
-                if piece < stop:
-                    self._jobs.appendleft((piece, stop))
-                self._busy += 1
-            try:
-                self._wait_until_quiet(_PATIENCE_SECONDS)
-                self._fetch(start, piece)
-            except BootstreamError as error:
-                _log.debug("prefetch: %s", error)
-                with self._condition:
-                    self._jobs.clear()
-            finally:
-                with self._condition:
-                    self._busy -= 1
-                    self._condition.notify_all()
-
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Return True once nothing is left to do, False after ``timeout`` seconds."""
-        with self._condition:
-            return self._condition.wait_for(lambda: not self._jobs and not self._busy, timeout)
-
-    def close(self) -> None:
-        """Stop; a fetch that is under way is waited for, for some seconds. Idempotent."""
-        with self._condition:
-            self._closed = True
-            self._jobs.clear()
-            self._condition.notify_all()
-        for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
+                # the next one, one that begins in the chunk where the last one ended, one
+                # that was overtaken
+                belongs = -1 <= gap <= 0 or last + 1 == stream.start
+            if belongs and (best is None or abs(gap) < distance):
+                best, distance = stream, abs(gap)
+        return best

@@ -76,6 +76,13 @@ class ChunkReader:
         self._gap = gap
         self._decoders = threading.local()
 
+    def plan(self, chunks: Iterable[int]) -> list[list[int]]:
+        """Group chunks that are not zeros into those that ``fetch`` brings by one request."""
+        return [
+            sorted(chunk for piece in request.pieces for chunk in piece.chunks)
+            for request in self._plan(chunks)
+        ]
+
     def fetch(self, chunks: Sequence[int], deliver: Deliver) -> None:
         """Fetch chunks and hand each to ``deliver(chunk, data)``, as soon as it is there.
 
