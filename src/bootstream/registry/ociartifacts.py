@@ -54,29 +54,34 @@ class ArtifactsApi:
         self._compartment = compartment
 
     def find_repository(self, name: str) -> ContainerRepository | None:
-        """Return the repository of a name, in the compartment or below it; None: there is none."""
+        """Return the repository of a name, in the compartment; None: there is none.
+
+        Of the tenancy all compartments are looked at; the API does so of no other.
+        """
         for item in self._repositories(name):
             if item.name == name:
                 return item
         return None
 
     def repositories(self) -> Iterator[str]:
-        """Yield the names of the repositories in the compartment and below it."""
+        """Yield the names of the repositories in the compartment; of the tenancy, of all of it."""
         for item in self._repositories(None):
             yield item.name
 
     def _repositories(self, name: str | None) -> Iterator[ContainerRepository]:
+        compartment = self._compartment()
+        root = compartment.startswith("ocid1.tenancy.")
         try:
             for item in self._api.pages(
                 _REPOSITORIES,
                 query={
-                    "compartmentId": self._compartment(),
-                    "compartmentIdInSubtree": "true",
+                    "compartmentId": compartment,
+                    "compartmentIdInSubtree": "true" if root else None,
                     "displayName": name,
                 },
                 items="items",
                 operation="look for repository" if name else "list repositories",
-                object=name or self._compartment(),
+                object=name or compartment,
                 told_by=_next_page,
             ):
                 if item.get("lifecycleState") not in _GONE:
