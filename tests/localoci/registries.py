@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+import oci  # type: ignore[import-untyped]  # it has no types
 from tests.localoci.client import Answer, Client
 
 from bootstream.clouds.oci import http_date, sign
@@ -134,3 +135,16 @@ def skopeo(*arguments: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=25)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def tenancy_of(server: LocalOciServer) -> str:
+    """The OCID of the tenancy, which is the root compartment's."""
+    return str(oci.config.from_file(str(server.config_file))["tenancy"])
+
+
+def artifacts(server: LocalOciServer) -> Any:
+    """The SDK's client of the Artifacts API."""
+    config = oci.config.from_file(str(server.config_file))
+    return oci.artifacts.ArtifactsClient(
+        config, service_endpoint=server.variables["OCI_ARTIFACTS_ENDPOINT"]
+    )
