@@ -151,9 +151,12 @@ def test_named_answers(server: Server, effect: str, status: int, code: str) -> N
 def test_html(server: Server, status: int) -> None:
     """A proxy answers in its own language, sometimes with 200."""
     server.add("html", status=status)
-    found, body, headers = server.ask()
+    found, body, headers = server.ask(opc_client_request_id="mine")
     assert (found, headers["content-type"]) == (status, "text/html")
     assert body.startswith(b"<!DOCTYPE")
+    assert not [name for name in headers if name.lower().startswith("opc-")]
+    server.faults.clear()
+    assert server.ask(opc_client_request_id="mine")[2]["opc-client-request-id"] == "mine"
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -11,6 +11,8 @@ Differences from the service, on purpose or not yet done:
 - Counts and sizes of buckets are exact, where the service's are approximate.
 - The codes ``UploadNotFound`` and ``InvalidUploadPart``, and those of a checksum that is not
   base64, are not documented by the service.
+- Of several ranges in one request none is answered (416); ``if-modified-since`` and its like have
+  no effect, as the service does not document them.
 - Data survives the end and the kill of the server; of a loss of power the newest objects may be
   lost.
 """

@@ -362,7 +362,7 @@ def answer(rule: Rule, operation: Operation) -> Response:
         case "stray":
             raise not_found_or_not_authorized(operation.bucket)
         case "html":
-            return Response(rule.status, {"content-type": "text/html"}, _HTML)
+            return Response(rule.status, {"content-type": "text/html"}, _HTML, foreign=True)
         case "reset":
             raise Reset("reset on purpose")
     headers: Mapping[str, str] = (

@@ -208,7 +208,8 @@ class Response:
     ``body`` is bytes, a file's range, or an iterator of pieces, which is sent chunked.
     ``length`` overrides content-length for HEAD, where no body is sent; with an iterator it is
     the length that is promised, and the pieces are sent as they are. After
-    ``cut_after`` bytes of the body, if set, the connection is cut: a fault.
+    ``cut_after`` bytes of the body, if set, the connection is cut: a fault. A ``foreign`` answer
+    is as if somebody in between gave it: without the service's own headers.
     """
 
     status: int = 200
@@ -216,6 +217,7 @@ class Response:
     body: bytes | FileRange | Iterator[bytes] = b""
     length: int | None = None
     cut_after: int | None = None
+    foreign: bool = False
 
     def close(self) -> None:
         """Give up what the body holds; for a response that is not sent. Idempotent."""

@@ -1,8 +1,8 @@
 """The HTTP server: a thread to a connection, requests of a connection in order.
 
-Every answer has an ``opc-request-id``, and the client's own id where it sent one. A body that
-the handler did not read is read and dropped when that is cheap; otherwise the connection ends
-after the answer, in a way that lets the client read the answer first.
+Every answer but a foreign one has an ``opc-request-id``, and the client's own id where it sent
+one. A body that the handler did not read is read and dropped when that is cheap; otherwise the
+connection ends after the answer, in a way that lets the client read the answer first.
 """
 
 from __future__ import annotations
@@ -202,13 +202,15 @@ class HttpServer:
     def _settle(self, wire: Wire, request: Request | None, response: Response, name: str) -> bool:
         """Send the answer; whether some of the request's body is still to come."""
         headers = response.headers
-        headers["opc-request-id"] = name
+        if not response.foreign:
+            headers["opc-request-id"] = name
         unread = request is not None and not request.body.ended
         if unread and request is not None:
             unread = not self._dropped(wire, request)
         if unread or self._closing:
             wire.keep = False
-        if request is not None and (own := request.headers.get("opc-client-request-id")):
+        own = request.headers.get("opc-client-request-id") if request is not None else None
+        if own and not response.foreign:
             headers["opc-client-request-id"] = own
         method = request.method if request is not None else "GET"
         wire.respond(response, method, self._now())
