@@ -353,3 +353,37 @@ def test_another_user(tmp_path: Path) -> None:
     caller = again.authenticate(own_request(again, key=key, key_id=key_id))
     assert caller.principal_ocid == "ocid1.user.oc1..another"
     assert caller.attributes["groups"] == "Readers"
+
+
+def test_what_was_right_once_is_judged_again(world: World) -> None:
+    """A signature that matched is good for what it signed, and as long as its date is."""
+    good = own_request(world)
+    first = world.authenticate(good)
+    assert world.authenticate(own_request(world, date=good.headers["date"])) == first
+    for method, target in (("DELETE", good.target), ("GET", good.target + "0")):
+        other = Request(method, target, good.headers, Body(BytesSource(b""), 0))
+        assert "match" in refused(world, other)
+    for name, value in (("date", now(world, 7)), ("host", "127.0.0.1:9001")):
+        other = Request("GET", good.target, {**good.headers, name: value}, good.body)
+        assert "match" in refused(world, other)
+    world.clock.offset = 301
+    try:
+        assert "off" in refused(world, good)
+    finally:
+        world.clock.offset = 0
+    assert world.authenticate(good) == first
+
+
+def test_a_token_that_was_good_once_expires(world: World) -> None:
+    """Its end counts for each request."""
+    key = make_key()
+    token = world.tokens.issue(key.public_key(), {"sub": "s", "tenant": "t"}, lifetime=100)
+    request = own_request(world, key=key, key_id=f"ST${token}")
+    assert world.authenticate(request).principal_ocid == "s"
+    assert world.authenticate(request).principal_ocid == "s"
+    world.clock.offset = 101
+    try:
+        assert "expired" in refused(world, request)
+    finally:
+        world.clock.offset = 0
+    assert "match" in refused(world, own_request(world, key_id=f"ST${token}"))
