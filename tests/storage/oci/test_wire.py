@@ -22,7 +22,7 @@ from tests.storage.oci.helpers import KEY, ScriptedServer, StubPrincipal, provid
 from tests.storage.oci.memorybucket import MemoryBucket
 
 from bootstream.errors import Unavailable
-from bootstream.storage.oci import OCIBucketStorageProvider
+from bootstream.storage.oci import OCIBucketStorageProvider, connection
 from bootstream.storage.oci.connection import (
     Connection,
     Head,
@@ -42,6 +42,22 @@ from bootstream.storage.oci.pool import Pool
 from bootstream.storage.oci.upload import MAX_OBJECT, MAX_PARTS, part_bytes
 
 LIMITS = TimeLimits(1, 1, 1)
+
+
+def test_lines_that_repeat() -> None:
+    """What a line meant once it means again; lines that are none are refused each time."""
+    for _ in range(2):
+        head = parse_head(b"HTTP/1.1 200 OK\r\nETag: A\r\netag: b\r\nx:1", method="GET")
+        assert head.headers == {"etag": "b", "x": "1"}
+        with pytest.raises(WireError, match="none"):
+            parse_head(b"HTTP/1.1 200 OK\r\nETag : A", method="GET")
+    for number in range(2000):
+        head = parse_head(b"HTTP/1.1 200 OK\r\nx-%d: %d" % (number, number), method="GET")
+        assert head.headers == {f"x-{number}": str(number)}
+    assert len(connection._lines) <= 256
+    long = b"x" * 5000
+    assert parse_head(b"HTTP/1.1 200 OK\r\nlong: " + long, method="GET").headers["long"]
+    assert all(len(line) < 200 for line in connection._lines)
 
 
 @contextlib.contextmanager
