@@ -8,7 +8,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         self.requests: list[tuple[str, Message]] = []
+        self.calls: list[str] = []
         self.behave: Callable[[ProxyHandler], object] = ProxyHandler.forward
         self.upstream = upstream
         proxy = self
@@ -32,8 +33,11 @@ class Proxy:
         class Handler(ProxyHandler):
             def do_GET(self) -> None:
                 proxy.requests.append((self.path, self.headers))
+                proxy.calls.append(f"{self.command} {self.path}")
                 self.upstream = proxy.upstream
                 proxy.behave(self)
+
+            do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815 - names of the base class
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -54,6 +58,8 @@ class ProxyHandler(BaseHTTPRequestHandler):
     """One request; its methods are the ways to answer it."""
 
     upstream = ""
+    extra: Mapping[str, str] = {}
+    location_host = ""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -66,28 +72,61 @@ class ProxyHandler(BaseHTTPRequestHandler):
         change: Callable[[bytes], bytes] | None = None,
         host: str | None = None,
         pause: threading.Event | None = None,
+        hide: tuple[str, ...] = (),
+        body: bytes | None = None,
     ) -> None:
-        """Pass it on; cut the body after ``limit`` bytes, or wait there for ``pause``."""
+        """Pass it on; cut the body after ``limit`` bytes, or wait there for ``pause``.
+
+        ``body`` is sent instead of the request's own.
+        """
         connection = http.client.HTTPConnection(host or self.upstream, timeout=20)
         kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", *without)}
-        connection.request("GET", self.path, headers=kept)
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if body is not None:
+            sent, kept["Content-Length"] = body, str(len(body))
+        # Behind this proxy the registry calls itself by the proxy's name, as it would for real.
+        kept["Host"] = self.headers["Host"]
+        connection.request(self.command, self.path, body=sent, headers=kept)
         answer = connection.getresponse()
-        body = answer.read()
+        received = answer.read()
         if change is not None:
-            body = change(body)
+            received = change(received)
         connection.close()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in ("date", "server", "connection"):
+            if name == "Location" and self.location_host:
+                self.send_header(name, value.replace(self.headers["Host"], self.location_host))
+            elif name.lower() not in ("date", "server", "connection", *hide):
                 self.send_header(name, value)
+        for name, value in self.extra.items():
+            self.send_header(name, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         try:
-            self.wfile.write(body[:limit])
+            self.wfile.write(received[:limit])
             if pause is not None:
                 self.wfile.flush()
                 pause.wait(25)
         except OSError:
             pass
+
+    def forward_only(self) -> None:
+        """Pass it on, and keep the answer."""
+        connection = http.client.HTTPConnection(self.upstream, timeout=20)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        connection.request(self.command, self.path, body=body, headers=dict(self.headers))
+        connection.getresponse().read()
+        connection.close()
+
+    def cut(self, size: int) -> None:
+        """Pass on what is sent up to ``size`` bytes of it, then break both connections."""
+        host, _, port = self.upstream.partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as upstream:
+            head = f"{self.command} {self.path} HTTP/1.1\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+            upstream.sendall(head.encode() + b"\r\n" + self.rfile.read(size))
+        self.reset()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -99,6 +138,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
 
     def reset(self) -> None:
         """End the connection without an answer."""
+        self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
 
