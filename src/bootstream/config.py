@@ -6,13 +6,14 @@ library takes arguments. The table of variables is in ``docs/settings.md``.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_data_path
+from platformdirs import user_cache_path, user_data_path, user_runtime_path
 
 from bootstream.errors import InvalidInput
 from bootstream.proxies import NO_PROXIES, Proxies
@@ -172,6 +173,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     ca_file: Path | None = None
     proxies: Proxies = NO_PROXIES
+    runtime_dir: Path = Path("/run/bootstream")
     registry: RegistrySettings = field(default_factory=RegistrySettings)
 
     @classmethod
@@ -225,8 +227,16 @@ class Settings:
             ),
             ca_file=_folder(get("BOOTSTREAM_STORAGE_CA_FILE")),
             proxies=Proxies.from_environment(environ),
+            runtime_dir=_folder(get("BOOTSTREAM_RUNTIME_DIR")) or _runtime_dir(),
             registry=_registry(environ),
         )
+
+
+def _runtime_dir() -> Path:
+    """What goes with this boot of the host: root's is everybody's, as devices are."""
+    if os.geteuid() == 0:
+        return Path("/run/bootstream")
+    return user_runtime_path("bootstream")
 
 
 def _oci(environ: Mapping[str, str]) -> OCISettings:
