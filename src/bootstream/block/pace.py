@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-LEAST = 2
+LEAST = 4
 MOST = 32
 _BETTER = 1.08
 _HOLD_ROUNDS = 8
@@ -61,7 +61,7 @@ class Pace:
             self._arrived += 1
             # A round is as many answers as are under way: each of them was asked for at
             # this number, but for the first round, which begins in the middle.
-            if self._arrived < 2 * self._limit or now <= self._began:
+            if self._arrived < self._limit or now <= self._began:
                 return
             rate = self._size / (now - self._began)
             self._began, self._size, self._arrived = now, 0, 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 
 FIRST_WINDOW = 256 << 10
-LARGEST_PIECE = 4 << 20
+LARGEST_PIECE = 2 << 20
 """Bytes that one request brings ahead, at most."""
 LARGEST_WINDOW = 64 << 20
 _STREAMS = 16
