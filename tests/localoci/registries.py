@@ -146,5 +146,7 @@ def artifacts(server: LocalOciServer) -> Any:
     """The SDK's client of the Artifacts API."""
     config = oci.config.from_file(str(server.config_file))
     return oci.artifacts.ArtifactsClient(
-        config, service_endpoint=server.variables["OCI_ARTIFACTS_ENDPOINT"]
+        config,
+        service_endpoint=server.variables["OCI_ARTIFACTS_ENDPOINT"],
+        retry_strategy=oci.retry.NoneRetryStrategy(),  # it waits long for a state to change
     )
