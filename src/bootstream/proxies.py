@@ -124,7 +124,8 @@ def _proxy_url(text: str, scheme: str) -> str:
             operation="read",
             object=f"{scheme.upper()}_PROXY",
             remedy="write http://host:port, with user:password@ before the host where the proxy "
-            "asks for them; SOCKS is not supported; name in NO_PROXY what needs no proxy",
+            "asks for them (ALL_PROXY holds where this is unset); SOCKS is not supported; name in "
+            "NO_PROXY what needs no proxy",
         )
     user, at, _ = parts.netloc.rpartition("@")
     return f"{parts.scheme}://{user}{at}{_netloc(parts, port)}"
