@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from bootstream.storage.metadata import validate_metadata
 from bootstream.storage.objects import ObjectReader
 from bootstream.storage.objectstore import BucketProvider, plain_etag
 from bootstream.storage.objectstore_errors import parse
-from bootstream.storage.objectstore_parts import RANGE, PartSource, hand_over, in_order, part_size
+from bootstream.storage.objectstore_parts import PartSource, hand_over, part_size
+from bootstream.storage.objectstore_reading import Ranges
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.protocol import (
     Metadata,
@@ -37,7 +37,6 @@ from bootstream.storage.resume import Checkpoint
 from bootstream.storage.s3multipart import Layout, PartUpload
 
 _FAR = 1 << 62
-_TRIES = 4
 _AT_ONCE = 4
 _ATTRIBUTES = frozenset(
     {
@@ -49,10 +48,6 @@ _ATTRIBUTES = frozenset(
         "Storage-Class",
     }
 )
-
-
-class _Changed(Exception):
-    """The object is not the one that the first answer came from."""
 
 
 class BucketObject:
@@ -257,36 +252,8 @@ class BucketObject:
     # -- reading ------------------------------------------------------------------------------
 
     def write_to(self, sink: Sink) -> int:
-        """Download all of it in order, some ranges ahead; see the protocol."""
-        try:
-            return self._download(sink)
-        except _Changed:
-            raise self._changed() from None
-
-    def _download(self, sink: Sink) -> int:
-        first, meta = self._range(0, RANGE, None)
-        if meta is None:
-            return 0
-        size, etag = meta["size"], meta["e_tag"]
-        sink.write(memoryview(first))
-        done: int = len(first)
-        if done < size:
-
-            def fetch(start: int) -> Any:
-                return self._range(start, min(RANGE, size - start), etag)[0]
-
-            calls = (partial(fetch, start) for start in range(done, size, RANGE))
-            parallel = min(_AT_ONCE, self._provider.engine.parallel)
-            for piece in in_order(calls, parallel, parallel):
-                sink.write(memoryview(piece))
-                done += len(piece)
-        if done != size:
-            raise Unavailable(
-                f"it was cut short at byte {done} of {size}",
-                operation="read object",
-                object=self._path,
-            )
-        return done
+        """Download all of it, some ranges ahead; into a file, each at its place."""
+        return Ranges(self._provider, self._path, self.stat).download(sink)
 
     def read_at(self, buffer: WritableBuffer, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; short only at the end.
@@ -299,81 +266,7 @@ class BucketObject:
         if not len(view) or offset >= _FAR:
             self.stat()
             return 0
-        for _ in range(_TRIES):
-            try:
-                return self._fill(view, offset)
-            except _Changed:
-                continue
-        raise self._changed()
-
-    def _fill(self, view: memoryview, offset: int) -> int:
-        first, meta = self._range(offset, min(RANGE, len(view)), None)
-        done: int = len(first)
-        view[:done] = memoryview(first)
-        if meta is None or done < RANGE:
-            return done
-        end: int = min(len(view), meta["size"] - offset)
-
-        def fetch(start: int) -> int:
-            length = min(RANGE, end - start)
-            piece, _ = self._range(offset + start, length, meta["e_tag"])
-            view[start : start + length] = memoryview(piece)
-            return length
-
-        calls = (partial(fetch, start) for start in range(done, end, RANGE))
-        parallel = self._provider.engine.parallel
-        return done + sum(in_order(calls, parallel, 2 * parallel))
-
-    def _range(self, offset: int, length: int, etag: str | None) -> tuple[Any, Any]:
-        """Return bytes and what is known of the object; none and None past its end.
-
-        With ``etag`` all of the bytes are from that version, or _Changed is raised.
-        """
-        try:
-            data, meta = self._get(offset, length, etag)
-        except _BadRange:
-            # Past the end, wholly or (for some servers) in part. Only the size can tell.
-            size = self.stat().size
-            if etag is not None:
-                raise _Changed from None
-            if offset >= size:
-                return b"", None
-            try:
-                data, meta = self._get(offset, min(length, size - offset), None)
-            except _BadRange:
-                raise _Changed from None
-        if etag is not None and (meta["e_tag"] != etag or len(data) != length):
-            raise _Changed
-        return data, meta
-
-    def _get(self, offset: int, length: int, etag: str | None) -> tuple[Any, Any]:
-        options: dict[str, object] = {"range": (offset, offset + length)}
-        if etag is not None:
-            options["if_match"] = etag
-        try:
-            result = self._obstore.get(self._store, self._path, options=options)
-            meta, (start, stop), data = result.meta, result.range, result.bytes()
-        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
-            answer = parse(error)
-            if answer.bad_range:
-                raise _BadRange from None
-            if etag is not None and answer.condition_failed:
-                raise _Changed from None
-            raise self._provider.error(answer, "read object", self._path) from None
-        expected = min(length, meta["size"] - offset)
-        if start != offset or stop - start != expected or len(data) != expected:
-            raise Unavailable(
-                f"the storage sent {len(data)} bytes from {start} where {expected} from {offset} "
-                "were asked for",
-                operation="read object",
-                object=self._path,
-            )
-        return data, meta
-
-    def _changed(self) -> BootstreamError:
-        return Unavailable(
-            "it was replaced while it was read", operation="read object", object=self._path
-        )
+        return Ranges(self._provider, self._path, self.stat).fill(view, offset)
 
     # -- everything else ----------------------------------------------------------------------
 
@@ -408,10 +301,6 @@ class BucketObject:
     def delete(self) -> None:
         """Delete it; what is not there is fine."""
         self._provider.delete_one(self._path)
-
-
-class _BadRange(Exception):
-    """The range lies past the object's end, wholly or in part."""
 
 
 def _is_etag(text: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import random
 import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -196,6 +198,31 @@ def test_large_reads_are_of_one_version(moto: Moto) -> None:
         target.write_to(Sink())
     assert replaced.is_set()
     assert seen == {1}
+
+
+def test_files_are_filled_at_their_place(moto: Moto, tmp_path: Path) -> None:
+    """All of it arrives; after a failure, the file ends where the bytes in order do."""
+    bucket, size = moto.create_bucket("bucket-" + uuid4().hex[:8]), 30_000_001
+    data = random.Random(3).randbytes(size)
+    over(moto.url, bucket).open_object("large").read_from(io.BytesIO(data))
+    with (tmp_path / "whole").open("wb") as file:
+        file.write(b"before")
+        assert over(moto.url, bucket).open_object("large").write_to(file) == size
+        assert file.tell() == size + 6
+    assert (tmp_path / "whole").read_bytes() == b"before" + data
+
+    def script(method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
+        if headers.get("range", "").startswith(f"bytes={16 << 20}-"):
+            return 503, {}, b""
+        return through(moto, lambda _method, _path: None)(method, path, headers, body)
+
+    with scripted(script) as url, (tmp_path / "part").open("wb", buffering=0) as part:
+        with pytest.raises(Unavailable):
+            over(url, bucket).open_object("large").write_to(part)
+        assert part.tell() == 16 << 20
+    assert (tmp_path / "part").read_bytes() == data[: 16 << 20]
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="space"):
+        over(moto.url, bucket).open_object("large").write_to(full)
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
