@@ -233,6 +233,61 @@ def test_writers_go_on(tmp_path: Path) -> None:
         device.close()
 
 
+def test_freeze_waits_for_a_write_that_waits_for_the_base(tmp_path: Path) -> None:
+    """Two writes to parts of one block, a freeze between them: neither hides the other."""
+    base = MemoryDevice(CONTENTS)
+    released, asked = threading.Event(), threading.Event()
+    read_views = base.read_views
+
+    def slow(offset: int, length: int) -> object:
+        asked.set()
+        assert released.wait(20)
+        return read_views(offset, length)
+
+    frozen_contents: list[bytes] = []
+    with closing(Overlay(base, tmp_path / "overlay", base_digest=DIGEST)) as device:
+        device.write(memoryview(b"x" * BLOCK), 0)  # or there would be nothing to freeze
+
+        def freeze() -> None:
+            with device.freeze() as frozen:
+                frozen_contents.append(contents_of(frozen))
+
+        with mock.patch.object(base, "read_views", slow), ThreadPoolExecutor(3) as pool:
+            try:
+                first = pool.submit(device.write, memoryview(b"first"), 5 * BLOCK)
+                assert asked.wait(20)
+                freezing = pool.submit(freeze)
+                while device._gate is None and not freezing.done():
+                    pass
+                second = pool.submit(device.write, memoryview(b"second"), 5 * BLOCK + 100)
+            finally:
+                released.set()
+            for work in (first, freezing, second):
+                work.result()
+        assert frozen_contents[0][5 * BLOCK : 5 * BLOCK + 5] == b"first"
+        found = read_all(device, 5 * BLOCK, BLOCK)
+        assert found[:5] + found[100:106] == b"firstsecond"
+
+
+def test_flush_after_a_freeze_covers_what_came_just_before(tmp_path: Path) -> None:
+    """A write between freezing's own flush and its gate is durable with the client's next one."""
+    path = tmp_path / "overlay"
+    with closing(overlay(path)) as device:
+        device.write(memoryview(b"x" * BLOCK), 0)
+        new_layer = device._file.new_layer
+
+        def write_first() -> object:
+            device.write(memoryview(b"late" * 1024), 7 * BLOCK)
+            return new_layer()
+
+        with mock.patch.object(device._file, "new_layer", write_first), device.freeze():
+            device.flush()
+            copy = tmp_path / "copy"
+            copy.write_bytes(path.read_bytes())
+        with closing(overlay(copy)) as other:
+            assert read_all(other, 7 * BLOCK, BLOCK) == b"late" * 1024
+
+
 def test_readers_see_no_gap(tmp_path: Path) -> None:
     """While layers are frozen and merged, readers read what is there, byte for byte."""
     device = overlay(tmp_path / "overlay")
@@ -380,7 +435,7 @@ def test_power_cuts(tmp_path: Path, seed: int, marks: bool, turns: int) -> None:
     path.unlink(missing_ok=True)
     source = random.Random(seed)
     disk = Disk()
-    images: list[tuple[bytes, bytes]] = []
+    images: list[tuple[bytes, bytes, int]] = []
     with noted(disk):
         device = Overlay(MemoryDevice(base), path, base_digest="d")
         model = bytearray(base)
@@ -398,7 +453,8 @@ def test_power_cuts(tmp_path: Path, seed: int, marks: bool, turns: int) -> None:
 
                 def cut() -> None:
                     if source.random() < 0.12:
-                        images.append((disk.after_power_cut(source), bytes(model)))
+                        image = disk.after_power_cut(source)
+                        images.append((image, bytes(model), path.stat().st_size))
 
                 with (
                     mock.patch.object(disk, "before", cut),
@@ -412,8 +468,7 @@ def test_power_cuts(tmp_path: Path, seed: int, marks: bool, turns: int) -> None:
                         frozen.committed(BUILD % 1, "cd" * 32)
         finally:
             device.close()
-    size = path.stat().st_size
-    for image, expected in source.sample(images, min(len(images), 4)):
+    for image, expected, size in source.sample(images, min(len(images), 4)):
         path.write_bytes(image.ljust(size, b"\0"))
         for _ in range(2):
             with closing(Overlay(MemoryDevice(base), path, base_digest="d")) as device:

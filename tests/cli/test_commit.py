@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_serve import run, running
+from tests.cli.test_serve import line_of, run, running
 
 from bootstream.nbd.client import connect
 from bootstream.testing.cli import CommandLine
@@ -210,15 +210,72 @@ def test_server_that_ends(cli: CommandLine, tmp_path: Path) -> None:
             control.connect(f"{path}.ctl")
             control.sendall(b'{"op": "commit", "level": 19, "threads": 1}\n')
             with control.makefile("rb") as lines:
+                assert json.loads(lines.readline()) == {"bootstream/control": 1}
                 assert "phase" in json.loads(lines.readline())
                 process.send_signal(signal.SIGTERM)
-                assert json.loads(lines.readlines()[-1])["error"]["kind"] == "Cancelled"
+                last = json.loads(lines.readlines()[-1])
+            assert last.get("error", last).get("kind") == "Cancelled", last
     assert len(cli.json("ls", "end")) == 1
     done = cli.json("commit", overlay, "--level", "1")
     assert done["changed_bytes"] == 64 << 20
     assert exported(cli, done["build_id"], tmp_path)[: 1 << 20] == random.Random(0).randbytes(
         1 << 20
     )
+
+
+def test_kill(cli: CommandLine, tmp_path: Path) -> None:
+    """kill -9 in the middle of a commit: nothing shows, the file has it, gc takes the rest."""
+    path, overlay = tmp_path / "s", tmp_path / "overlay"
+    (tmp_path / "big").write_bytes(bytes(32 << 20))
+    cli.ok("import", tmp_path / "big", "-t", "kill")
+    process = cli.start("serve", "kill", "--socket", path, "--overlay", overlay)
+    try:
+        line = line_of(process)
+        with connect(line) as client:
+            for at in range(0, 32 << 20, 1 << 20):
+                client.write(memoryview(random.Random(at).randbytes(1 << 20)), at)
+            client.flush()
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(20)
+            control.connect(f"{path}.ctl")
+            control.sendall(b'{"op": "commit", "level": 19, "threads": 1}\n')
+            with control.makefile("rb") as lines:
+                while "advance" not in json.loads(lines.readline()):
+                    pass
+                process.kill()
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+    assert len(cli.json("ls", "kill")) == 1
+    done = cli.json("commit", overlay, "--level", "1", "--tag", "after")
+    assert done["changed_bytes"] == 32 << 20
+    assert exported(cli, "kill:after", tmp_path)[: 1 << 20] == random.Random(0).randbytes(1 << 20)
+    cli.ok("gc", "--older-than", "0s")
+    builds = {build["build_id"] for build in cli.json("ls")}
+    left = {folder.name for folder in cli.store.iterdir() if len(folder.name) == 36}
+    assert done["build_id"] in left
+    assert {build for build in left - builds if list((cli.store / build).glob("*.pack"))} == set()
+
+
+def test_other_control_sockets(cli: CommandLine, tmp_path: Path) -> None:
+    """--control names one, also for TCP; a socket whose name leaves no room says so."""
+    control = tmp_path / "control"
+    arguments = ("serve", "vm:1", "--tcp", "127.0.0.1:0", "--control", control)
+    with running(cli, *arguments) as (_, line):
+        run("qemu-io", "-f", "raw", "-c", "write -P 3 0 4k", line)
+        assert cli.json("commit", control)["changed_bytes"] == 4096
+    long = tmp_path / ("s" * (106 - len(str(tmp_path))))
+    process = cli.start("serve", "vm:1", "--socket", long)
+    try:
+        assert line_of(process)
+        assert cli("commit", long).code == 3
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert "--control" in said
 
 
 def test_flatten_and_compact(cli: CommandLine, tmp_path: Path) -> None:

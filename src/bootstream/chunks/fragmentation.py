@@ -3,9 +3,9 @@
 The figure is what a cold, sequential read of the whole artifact costs: the range requests that
 are needed, divided by the fewest that could be. The reader is taken to ask for windows of
 4 MiB of the artifact, one after the other, and to join what lies in one pack, at most 128 KiB
-apart, as ``ChunkReader`` does. A window needs as many requests as its stored bytes fill, which
-is one, but for data that does not compress. So 1.00 is a build that holds all of itself; 3.00
-one whose windows are spread over three places each.
+apart, as ``ChunkReader`` does. The fewest are those that would do if the chunks of each window
+lay side by side: one, but where data does not compress. So 1.00 is a build that holds all of
+itself; 3.00 one whose windows are spread over three places each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from bootstream.chunks.fetch import GAP, REQUEST_SIZE
@@ -57,16 +58,18 @@ def plan(index: Index, budget: float) -> set[int]:
     that helps is chosen.
     """
     moved: dict[int, Place] = {}
+    best: set[int] = set()
+    fewest: int | None = None
     for _ in range(_ROUNDS):
         now = _count(_windows(index, moved))
+        if fewest is None or now.requests < fewest:
+            best, fewest = set(moved), now.requests
         excess = now.requests - int(budget * now.ideal)
-        if excess <= 0:
-            break
-        chosen = _cheapest(index, moved, excess)
+        chosen = _cheapest(index, moved, excess) if excess > 0 else set()
         if not chosen:
             break
         moved = _laid_out(index, moved.keys() | chosen)
-    return set(moved)
+    return best
 
 
 def _windows(index: Index, moved: dict[int, Place]) -> Iterator[list[Place]]:
@@ -104,11 +107,19 @@ def _requests(places: list[Place]) -> list[list[Place]]:
     return groups
 
 
+def _side_by_side(places: list[Place]) -> list[Place]:
+    ends = accumulate(place.length for place in places)
+    return [
+        Place(0, end - place.length, place.length, place.entry)
+        for place, end in zip(places, ends, strict=True)
+    ]
+
+
 def _count(windows: Iterator[list[Place]]) -> Fragmentation:
     requests = ideal = 0
     for places in windows:
         if places:
-            ideal += -(-sum(place.length for place in places) // REQUEST_SIZE)
+            ideal += len(_requests(_side_by_side(places)))
             requests += len(_requests(places))
     return Fragmentation(requests, ideal)
 
@@ -116,17 +127,18 @@ def _count(windows: Iterator[list[Place]]) -> Fragmentation:
 def _cheapest(index: Index, moved: dict[int, Place], excess: int) -> set[int]:
     """Choose entries of enough groups that ``excess`` requests go, cheapest first.
 
-    In a window of n groups, moving the two smallest together saves one request, each further
-    one another; groups that were moved already are together and cost nothing.
+    In a window where nothing was moved yet, moving the two smallest groups together saves one
+    request, and each further one another; where something was, each one does.
     """
     steps: list[tuple[int, int, int]] = []  # bytes, window, groups of it that are moved
     groups_of: dict[int, list[list[Place]]] = {}
     for number, places in enumerate(_windows(index, moved)):
         groups = _requests(places)
-        if len(groups) > 1:
-            groups.sort(key=_cost)
-            groups_of[number] = groups
-            steps.append((_cost(groups[0]) + _cost(groups[1]), number, 2))
+        movable = sorted((group for group in groups if group[0].pack != -1), key=_size)
+        first = 1 if len(movable) < len(groups) else 2
+        if len(movable) >= first:
+            groups_of[number] = movable
+            steps.append((sum(map(_size, movable[:first])), number, first))
     heapq.heapify(steps)
     chosen: set[int] = set()
     while steps and excess > 0:
@@ -136,12 +148,12 @@ def _cheapest(index: Index, moved: dict[int, Place], excess: int) -> set[int]:
             chosen.update(place.entry for place in group)
         excess -= 1
         if count < len(groups):
-            heapq.heappush(steps, (_cost(groups[count]), number, count + 1))
-    return chosen - moved.keys()
+            heapq.heappush(steps, (_size(groups[count]), number, count + 1))
+    return chosen
 
 
-def _cost(group: list[Place]) -> int:
-    return 0 if group[0].pack == -1 else sum(place.length for place in group)
+def _size(group: list[Place]) -> int:
+    return sum(place.length for place in group)
 
 
 def _laid_out(index: Index, entries: set[int]) -> dict[int, Place]:

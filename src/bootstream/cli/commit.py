@@ -81,7 +81,8 @@ def commit_(
         raise InvalidInput("--parent is for overlay files", operation="commit", object=str(target))
     with cli.job() as progress:
         if live:
-            path = target if target.suffix == SUFFIX else target.with_name(target.name + SUFFIX)
+            beside = target.with_name(target.name + SUFFIX)
+            path = beside if beside.exists() else target
             request |= {"op": "commit", "export": export}
             result = ask(path, request, progress)
         else:

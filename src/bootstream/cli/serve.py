@@ -17,6 +17,7 @@ from bootstream.cli.base import REF, verb
 from bootstream.cli.commit import Committable, serve_commits
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.errors import InvalidInput
+from bootstream.nbd.listen import MAX_PATH
 from bootstream.nbd.server import Export, Server
 from bootstream.templates.build import ROOTFS
 from bootstream.templates.commit_control import SUFFIX
@@ -102,7 +103,11 @@ def serve(
     if ready_fd is not None:
         _check_descriptor(ready_fd)
     if control is None and socket is not None:
-        control = socket.with_name(socket.name + SUFFIX)
+        beside = socket.absolute().with_name(socket.name + SUFFIX)
+        if len(os.fsencode(beside)) <= MAX_PATH:
+            control = beside
+        else:
+            cli.warn(f"no control socket: {beside} is too long; --control names another one")
     wanted = Served(refs, socket, tcp, read_only, overlay, name, control)
     with cli.interruption, serving(cli, wanted) as uri:
         if ready_fd is None:

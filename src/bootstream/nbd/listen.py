@@ -35,7 +35,8 @@ from bootstream.errors import (
 
 _OPERATION = "listen on"
 _BACKLOG = 128
-_MAX_PATH = 107  # sun_path holds 108 bytes, the last of which is a zero
+MAX_PATH = 107
+"""Bytes of a unix socket's path: ``sun_path`` holds 108, the last of which is a zero."""
 _LOCK_WAIT = 10.0
 _TAKEN = "another server listens there"
 
@@ -69,9 +70,9 @@ def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
     absolute = str(Path(given).absolute()) if given else ""
     if not absolute or "\0" in absolute:
         raise InvalidInput("no path for a socket", operation=_OPERATION, object=repr(given))
-    if len(os.fsencode(absolute)) > _MAX_PATH:
+    if len(os.fsencode(absolute)) > MAX_PATH:
         raise InvalidInput(
-            f"the path is longer than the {_MAX_PATH} bytes that a unix socket may have",
+            f"the path is longer than the {MAX_PATH} bytes that a unix socket may have",
             operation=_OPERATION,
             object=absolute,
             remedy="use a shorter path, e.g. below /run or /tmp",

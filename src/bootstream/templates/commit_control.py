@@ -1,9 +1,10 @@
 """Asking a server that runs for something: JSON lines over a unix socket beside the export's.
 
-A client connects, sends one request, a JSON object in one line, and reads lines until the
-connection ends. Each is an object with one key: ``phase``, ``advance``, ``done`` and ``log``
-are progress; the last line has ``result`` or ``error``. A client that goes away cancels what it
-asked for. The socket's mode is 0600. docs/formats/overlay.md, "Control socket", has the words.
+The server greets with a line. The client sends one request, a JSON object in one line, and reads
+lines until the connection ends. Each is an object with one key: ``phase``, ``advance``, ``done``
+and ``log`` are progress; the last line has ``result`` or ``error``. A client that goes away
+cancels what it asked for. The socket's mode is 0600. The words are in
+docs/formats/overlay.md, "Control socket".
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ from bootstream.progress import Progress
 SUFFIX = ".ctl"
 """What the control socket's name adds to that of the export."""
 
+GREETING = "bootstream/control"
+"""The only key of the server's first line; its value is the version."""
+
 _MOST_BYTES = 1 << 20
 _CONNECTIONS = 8
 _REQUEST_SECONDS = 10.0
+_GREETING_SECONDS = 10.0
+_LOOK = 64
 
 Handler = Callable[[Mapping[str, Any], Progress], Mapping[str, Any]]
 
@@ -84,6 +90,7 @@ class ControlServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with suppress(OSError), connection:
+                _send(connection, {GREETING: 1})
                 _send(connection, self._answer(connection))
         finally:
             with self._lock:
@@ -172,8 +179,12 @@ def ask(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(where)
+            connection.settimeout(_GREETING_SECONDS)
+            _check_greeting(connection.recv(_LOOK, socket.MSG_PEEK), where)
+            connection.settimeout(None)
             _send(connection, request)
             with connection.makefile("rb") as lines:
+                lines.readline(_MOST_BYTES)
                 for line in iter(lambda: lines.readline(_MOST_BYTES), b""):
                     answer = _parse(line)
                     if "result" in answer and isinstance(answer["result"], dict):
@@ -181,7 +192,7 @@ def ask(
                     if "error" in answer:
                         raise error_from_json(answer["error"])
                     _relay(answer, progress)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
             raise NotFound(
                 "no server listens there",
                 operation="ask server",
@@ -195,6 +206,18 @@ def ask(
                 ) from error
             raise _unreachable(where, error.strerror or str(error)) from error
     raise _unreachable(where, "it broke off before the end")
+
+
+def _check_greeting(start: bytes, where: str) -> None:
+    """Raise NotFound where another kind of server listens, before anything is sent to it."""
+    if not start.startswith(b'{"'):
+        raise NotFound(
+            "it is no control socket",
+            operation="ask server",
+            object=where,
+            remedy="a server has one if an export of it can be written to: beside its socket, "
+            "or where --control says",
+        )
 
 
 def _unreachable(where: str, what: str) -> Unavailable:
