@@ -163,6 +163,7 @@ class RemoteReader:
                 elapsed = time.monotonic() - self._started
                 wait = self._retry.delay(self._failures, error, elapsed)
                 if wait is None:
+                    error.object = blob_name(self._client, self._descriptor)
                     raise
                 if self._stop.wait(wait):
                     raise Cancelled("it was stopped", operation="download") from error

@@ -99,8 +99,12 @@ class RegistrySource:
         return RemoteReader(self._client, descriptor, offset=offset, retry=self._retry, stop=stop)
 
 
-def registry_source(client: RegistryClient, version: str) -> TransferSource:
+def registry_source(
+    client: RegistryClient, version: str, *, retry: Retry | None = None
+) -> TransferSource:
     """Return what a tag or digest names in the client's repository.
+
+    ``retry``: how trouble is tried again, also while blobs are read.
 
     Raises:
         ImageNotFound: there is no such repository, tag or digest.
@@ -108,9 +112,11 @@ def registry_source(client: RegistryClient, version: str) -> TransferSource:
     """
     at = "@" if ":" in version else ":"
     name = f"{client.name}{at}{version}"
-    data, media_type = Retry().run(lambda: read_manifest(client, version, name=name), time.sleep)
+    data, media_type = (retry or Retry()).run(
+        lambda: read_manifest(client, version, name=name), time.sleep
+    )
     root = root_of(data, media_type, digest=version if at == "@" else None)
-    return TransferSource(name, root, data, RegistrySource(client), client)
+    return TransferSource(name, root, data, RegistrySource(client, retry=retry), client)
 
 
 def open_source(
