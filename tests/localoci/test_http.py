@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import socket
+import ssl
 import threading
 from typing import TYPE_CHECKING
 
@@ -345,3 +346,13 @@ def test_date_is_by_the_servers_clock() -> None:
     finally:
         server.close()
     assert b"date: fri, 02 jan 1970 00:00:00 gmt" in answer.lower()
+
+
+def test_tls_is_told_at_once(server: HttpServer) -> None:
+    """A client that tries TLS first need not wait: it gets an answer that is none of TLS."""
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+        pytest.raises(ssl.SSLError, match=r"(?i)wrong.version|record layer"),
+    ):
+        context.wrap_socket(connection, server_hostname="localhost")

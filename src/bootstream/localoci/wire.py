@@ -29,6 +29,7 @@ SMALL = 16 << 10  # a range that is copied into the head's packet, rather than s
 
 _FIELD = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _START = re.compile(r"([A-Z]{1,32}) ([!-~\x80-\xff]+) HTTP/(\d)\.(\d)")
+_TLS = b"\x16"  # a handshake: RFC 8446 section 5.1
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -90,6 +91,8 @@ class Wire:
                 head = bytes(buffer[:end])
                 del buffer[: end + 4]
                 return head
+            if buffer[:1] == _TLS:  # it waits for our part, and then asks without TLS
+                raise _broken("the server speaks HTTP without TLS")
             if len(buffer) > HEAD_LIMIT:
                 raise ApiError(431, "RequestHeaderFieldsTooLarge", "the headers are over 64 KiB")
             if time.monotonic() > deadline:
