@@ -19,6 +19,7 @@ from memory import peak_memory
 from storageclients import CLIENTS, MIB, THREADS
 
 from bootstream.config import Settings
+from bootstream.storage.protocol import StorageProvider
 from bootstream.wiring import get_template_storage_provider
 
 RATES = (100_000_000, 400_000_000)
@@ -50,28 +51,29 @@ def limit(case: str, given: Limits) -> None:
         client.download("limits/big", Path(given.target))
     else:
         done = 0
+        storage = get_template_storage_provider(Settings.from_environment(os.environ))
         for upto in OPERATIONS:
-            small_operations(done, upto)
+            small_operations(storage, done, upto)
             done = upto
             peaks.append(peak_memory())
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "peaks": peaks or [peak_memory()]}))
 
 
-def small_operations(start: int, end: int) -> None:
+def small_operations(storage: StorageProvider, start: int, end: int) -> None:
     """Write, look at, read and delete objects of 4 KiB, so many operations in all."""
-    storage = get_template_storage_provider(Settings.from_environment(os.environ))
     data = random.Random(1).randbytes(4096)
 
-    def one(number: int) -> None:
-        target = storage.open_object(f"limits/{number % 64}/{number}")
-        target.put(data)
-        assert target.size() == len(data)
-        assert target.read_at(bytearray(4096), 0) == len(data)
-        target.delete()
+    def some(first: int) -> None:
+        for number in range(first, end // 4, THREADS):
+            target = storage.open_object(f"limits/{number % 64}/{number}")
+            target.put(data)
+            assert target.size() == len(data)
+            assert target.read_at(bytearray(4096), 0) == len(data)
+            target.delete()
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(one, range(start // 4, end // 4)))
+        list(pool.map(some, range(start // 4, start // 4 + THREADS)))
 
 
 def run(case: str, given: Limits, environment: dict[str, str]) -> dict[str, Any]:
