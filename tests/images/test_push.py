@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -570,6 +573,25 @@ def test_a_killed_push_leaves_no_tag(layout: Path, before: Proxy, empty: DockerR
     assert inspect(f"docker://{empty.host}/a/b:1")["Digest"] == digest
 
 
+@pytest.mark.parametrize("limit", [2_000_000, 1_000_000])
+def test_requests_that_are_too_large(
+    layout: Path, before: Proxy, empty: DockerRegistry, tmp_path: Path, limit: int
+) -> None:
+    """413 from a proxy: smaller chunks, as small as need be."""
+
+    def behave(handler: ProxyHandler) -> None:
+        length = int(handler.headers.get("Content-Length") or 0)
+        if length > limit:
+            handler.rfile.read(length)
+            handler.answer(413)
+        else:
+            handler.forward()
+
+    before.behave = behave
+    push(layout, client_of(f"{before.host}/a/b"))
+    pulls(empty.host, "a/b:1", tmp_path)
+
+
 # -- who may --------------------------------------------------------------------------------------
 
 
@@ -585,6 +607,15 @@ def test_push_with_tls_and_a_password(
         assert said["Digest"] == digest
         with pytest.raises(PermissionDenied):
             push(layout, client_of(name, plain_http=False, ca_file=ca_file))
+
+
+def test_a_registry_that_calls_itself_by_http(tmp_path: Path, layout: Path) -> None:
+    """Behind a proxy that ends TLS: uploads go on by https, where they began."""
+    with DockerRegistry(tmp_path / "r", tls=True, says_http=True) as server:
+        ca_file = str(server.ca_file)
+        client = client_of(f"{server.host}/a/b", plain_http=False, ca_file=ca_file)
+        digest = push(layout, client)
+        assert inspect(f"docker://{server.host}/a/b:1")["Digest"] == digest
 
 
 def test_tokens_for_pushing(layout: Path, tmp_path: Path, auth_file: Callable[..., Path]) -> None:
@@ -610,8 +641,13 @@ def test_tokens_for_pushing(layout: Path, tmp_path: Path, auth_file: Callable[..
         assert delete_manifest(client_of(name, keychain), digest)
 
 
+@pytest.mark.parametrize("read", [True, False])
 def test_a_token_that_expires_meanwhile(
-    layout: Path, tmp_path: Path, auth_file: Callable[..., Path], start_proxy: Callable[..., Proxy]
+    layout: Path,
+    tmp_path: Path,
+    auth_file: Callable[..., Path],
+    start_proxy: Callable[..., Proxy],
+    read: bool,
 ) -> None:
     """401 in the middle of a push, for every kind of request: renewed once, and sent again."""
     auth = TokenAuth(user="me", password="secret")
@@ -627,7 +663,8 @@ def test_a_token_that_expires_meanwhile(
         def behave(handler: ProxyHandler) -> None:
             if handler.headers["Authorization"] and handler.command not in refused:
                 refused.add(handler.command)
-                handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+                if read:
+                    handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
                 handler.answer(401, WWW_Authenticate=challenge)
             else:
                 handler.forward()
@@ -754,6 +791,72 @@ def test_http_proxies(layout: Path, tmp_path: Path, empty: DockerRegistry) -> No
     assert inspect(f"docker://{empty.host}/a/b:1")["Digest"] == digest
     assert all(path.startswith("http://registry.invalid/") for path, _, _ in seen)
     assert {authorization for _, authorization, _ in seen} == {"Basic bWU6cHc="}
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A CONNECT, to a registry that is known by another name."""
+
+    upstream = ""
+    seen: ClassVar[list[str]] = []
+    status = "200 OK"
+
+    def handle(self) -> None:
+        lines = iter(self.rfile.readline, b"\r\n")
+        self.seen.extend(line.decode().strip() for line in lines)
+        self.wfile.write(f"HTTP/1.1 {self.status}\r\n\r\n".encode())
+        if not self.status.startswith("200"):
+            return
+        host, _, port = self.upstream.partition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+
+            def pump(source: socket.socket, sink: socket.socket) -> None:
+                with contextlib.suppress(OSError):
+                    while data := source.recv(1 << 16):
+                        sink.sendall(data)
+                with contextlib.suppress(OSError):
+                    sink.shutdown(socket.SHUT_WR)
+
+            thread = threading.Thread(target=pump, args=(upstream, self.connection))
+            thread.start()
+            pump(self.connection, upstream)
+            thread.join()
+
+
+def test_https_through_a_proxy(layout: Path, tmp_path: Path) -> None:
+    """CONNECT, with the proxy's password; TLS is the registry's. 407 is said at once."""
+    with DockerRegistry(tmp_path / "r", tls=True) as server:
+
+        class Handler(Tunnel):
+            upstream = server.host
+            seen: ClassVar[list[str]] = []
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as tunnel:
+            tunnel.daemon_threads = True
+            thread = threading.Thread(target=tunnel.serve_forever, args=(0.05,))
+            thread.start()
+            host = f"127.0.0.1:{tunnel.server_address[1]}"
+            proxies = Proxies.from_environment({"https_proxy": f"http://me:pw@{host}"})
+            client = client_of(
+                "registry.invalid/a/b",
+                plain_http=False,
+                ca_file=str(server.ca_file),
+                proxies=proxies,
+            )
+            try:
+                digest = push(layout, client)
+                client.close()
+                Handler.status = "407 Proxy Authentication Required"
+                with pytest.raises(Unavailable, match="407") as caught:
+                    head_manifest(client, "1")
+            finally:
+                client.close()
+                tunnel.shutdown()
+                thread.join()
+        assert not caught.value.transient
+        assert "pw" not in str(caught.value)
+        assert Handler.seen[0].startswith("CONNECT registry.invalid:443 HTTP/1.")
+        assert "Proxy-Authorization: Basic bWU6cHc=" in Handler.seen
+        assert inspect(f"docker://{server.host}/a/b:1")["Digest"] == digest
 
 
 def test_progress_is_optional(layout: Path, empty: DockerRegistry) -> None:

@@ -160,6 +160,10 @@ class UploadGone(Unavailable):
     """The registry forgot an upload session (``BLOB_UPLOAD_UNKNOWN``): begin another one."""
 
 
+class TooLarge(InvalidInput):
+    """A request's body is larger than the registry, or a proxy before it, takes (413)."""
+
+
 class UploadOutOfStep(Unavailable):
     """The registry has another part of an upload than was thought: ask it which."""
 
@@ -241,7 +245,8 @@ def status_error(
             object=object,
             request_id=request,
         )
-    return InvalidInput(
+    kind = TooLarge if status == 413 else InvalidInput
+    return kind(
         f"{where} answered {status}{detail}",
         operation=operation,
         object=object,

@@ -11,7 +11,8 @@
             │ broken, 416
             └─▶ GET the session: how much is there? PATCH from there on
 
-A session that the registry forgot, or says nothing useful of, is begun anew. After a PUT
+A request that is too large (413) is sent again in smaller chunks. A session that the
+registry forgot, or says nothing useful of, is begun anew. After a PUT
 without an answer the blob may be there: it is looked for before anything is sent again.
 
 ``0-0`` as the range of a session may mean that it has one byte or none (distribution 2.8
@@ -37,7 +38,7 @@ from bootstream.errors import (
 )
 from bootstream.images.client import RegistryClient
 from bootstream.images.download import blob_name
-from bootstream.images.httperrors import UploadGone
+from bootstream.images.httperrors import TooLarge, UploadGone
 from bootstream.images.passing import PassingBlob
 from bootstream.images.retry import Retry
 from bootstream.images.scopes import PULL, PUSH, repository_scope
@@ -45,6 +46,8 @@ from bootstream.images.transport import COMMIT_SECONDS, Answer
 
 SMALL = 1 << 20
 _RESTARTS = 2
+_SMALLER = (90 << 20, 16 << 20, 4 << 20, 900 << 10)
+"""Chunks for those who take no larger requests: usual limits of proxies are 100 MB and 1 MB."""
 _RANGE = re.compile(r"(?:bytes[= ])?0-(\d{1,19})")
 _TYPE = {"Content-Type": "application/octet-stream"}
 _OPERATION = "push blob"
@@ -115,6 +118,8 @@ class BlobUpload:
                         raise
                     self._forget()
                     continue
+                if isinstance(error, TooLarge) and self._shrink():
+                    continue
                 if self._offset > furthest:
                     furthest = self._offset
                     failures, started = 0, time.monotonic()
@@ -142,7 +147,7 @@ class BlobUpload:
             self._blob.skip()
             return
         self._unsure = False
-        if self._size > SMALL:
+        if self._size > SMALL or self._chunk is not None:
             while self._offset < self._size:
                 self._send_chunk()
         self._finish()
@@ -152,9 +157,19 @@ class BlobUpload:
         try:
             with self._request("HEAD", f"blobs/{self._digest}") as answer:
                 length = answer.header("Content-Length") or ""
-        except ImageNotFound:
+        except (ImageNotFound, InvalidInput):  # not there, or not to be asked for
             return False
         return not length.isdigit() or int(length) in (0, self._size)
+
+    def _shrink(self) -> bool:
+        """Send smaller chunks from now on; False if they are small already."""
+        largest = min(self._size, self._chunk or self._size)
+        smaller = [size for size in _SMALLER if size < largest]
+        if not smaller:
+            return False
+        self._chunk = smaller[0]
+        self._abandon()
+        return True
 
     # -- sessions -----------------------------------------------------------------------------
 

@@ -62,18 +62,22 @@ class DockerRegistry:
         tls: speak https.
         htpasswd: user and password to ask for.
         token: ask for bearer tokens.
+        says_http: with ``tls``, call itself by http in answers, as registries do that do not
+            know of a proxy before them.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        says_http: bool = False,
         tls: bool = False,
         htpasswd: tuple[str, str] | None = None,
         token: TokenAuth | None = None,
     ) -> None:
         self._folder = folder
         self._tls = tls
+        self._says_http = says_http
         self._htpasswd = htpasswd
         self._process: subprocess.Popen[bytes] | None = None
         self.host = ""
@@ -119,6 +123,8 @@ class DockerRegistry:
         if self._tls:
             files = {"certificate": "server.pem", "key": "server.key"}
             http["tls"] = {key: str(self._folder / name) for key, name in files.items()}
+        if self._says_http:
+            http["host"] = f"http://127.0.0.1:{port}"
         config: dict[str, Any] = {
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -305,7 +311,10 @@ class TokenServer:
 
 
 def make_certificates(folder: Path) -> None:
-    """Write ``ca.pem``, and ``server.pem`` with ``server.key`` for 127.0.0.1 and localhost."""
+    """Write ``ca.pem``, and ``server.pem`` with ``server.key`` for this host.
+
+    It is for 127.0.0.1, localhost, and the name registry.invalid, which only a proxy finds.
+    """
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     run(
         *("openssl", "req", "-x509", *key, "-subj", "/CN=test authority"),
@@ -314,7 +323,7 @@ def make_certificates(folder: Path) -> None:
     run(
         *("openssl", "req", "-x509", *key, "-subj", "/CN=127.0.0.1"),
         *("-CA", str(folder / "ca.pem"), "-CAkey", str(folder / "ca.key")),
-        *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.invalid"),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
         *("-keyout", str(folder / "server.key"), "-out", str(folder / "server.pem")),
     )
