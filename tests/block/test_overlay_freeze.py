@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.block.helpers import largest_file
 from tests.block.test_overlay_power import Disk, noted
 
-from bootstream.block.overlay import Frozen, Overlay
+from bootstream.block.overlay import Frozen, Overlay, _Gate
 from bootstream.block.overlay_file import read_base
 from bootstream.block.overlay_header import HEADER_SIZE, MAX_LAYERS
 from bootstream.errors import BootstreamError, Conflict, Corrupt, StorageFull, Unavailable
@@ -234,7 +234,7 @@ def test_writers_go_on(tmp_path: Path) -> None:
 
 
 def test_freeze_waits_for_a_write_that_waits_for_the_base(tmp_path: Path) -> None:
-    """Two writes to parts of one block, a freeze between them: neither hides the other."""
+    """What is under way when the gate closes is in the frozen layer, and hidden by nobody."""
     base = MemoryDevice(CONTENTS)
     released, asked = threading.Event(), threading.Event()
     read_views = base.read_views
@@ -244,27 +244,36 @@ def test_freeze_waits_for_a_write_that_waits_for_the_base(tmp_path: Path) -> Non
         assert released.wait(20)
         return read_views(offset, length)
 
-    frozen_contents: list[bytes] = []
+    class Waits(threading.Event):
+        """Lets the base answer only once the freezer waits for the writer."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            released.set()
+            return super().wait(timeout)
+
+    class Gate(_Gate):
+        """A gate that is watched."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = Waits()
+
     with closing(Overlay(base, tmp_path / "overlay", base_digest=DIGEST)) as device:
         device.write(memoryview(b"x" * BLOCK), 0)  # or there would be nothing to freeze
-
-        def freeze() -> None:
-            with device.freeze() as frozen:
-                frozen_contents.append(contents_of(frozen))
-
-        with mock.patch.object(base, "read_views", slow), ThreadPoolExecutor(3) as pool:
+        with (
+            mock.patch.object(base, "read_views", slow),
+            mock.patch("bootstream.block.overlay._Gate", Gate),
+            ThreadPoolExecutor(1) as pool,
+        ):
             try:
                 first = pool.submit(device.write, memoryview(b"first"), 5 * BLOCK)
                 assert asked.wait(20)
-                freezing = pool.submit(freeze)
-                while device._gate is None and not freezing.done():
-                    pass
-                second = pool.submit(device.write, memoryview(b"second"), 5 * BLOCK + 100)
+                with device.freeze() as frozen:
+                    assert contents_of(frozen)[5 * BLOCK : 5 * BLOCK + 5] == b"first"
             finally:
                 released.set()
-            for work in (first, freezing, second):
-                work.result()
-        assert frozen_contents[0][5 * BLOCK : 5 * BLOCK + 5] == b"first"
+            first.result()
+            device.write(memoryview(b"second"), 5 * BLOCK + 100)
         found = read_all(device, 5 * BLOCK, BLOCK)
         assert found[:5] + found[100:106] == b"firstsecond"
 
