@@ -12,11 +12,13 @@
             └─▶ GET the session: how much is there? PATCH from there on
 
 A request that is too large (413) is sent again in smaller chunks. A session that the
-registry forgot, or says nothing useful of, is begun anew. After a PUT
-without an answer the blob may be there: it is looked for before anything is sent again.
+registry forgot, or says nothing useful of, is begun anew. After a PUT without an answer the
+blob may be there: it is looked for before anything is sent again.
 
-``0-0`` as the range of a session may mean that it has one byte or none (distribution 2.8
-says so of both): such a session is given up for a new one.
+distribution 2.8 itself cannot go on after a broken PATCH: its sessions know their offset by
+a signed state in the Location that only a whole PATCH renews. It says that the session is
+invalid (404), and the blob begins anew. ``0-0`` as a session's range may mean one byte or
+none there: such a session is given up too.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ class BlobUpload:
             self._blob.skip()
             return
         self._unsure = False
-        if self._size > SMALL or self._chunk is not None:
+        if self._size > min(SMALL, self._chunk or SMALL):
             while self._offset < self._size:
                 self._send_chunk()
         self._finish()
