@@ -167,7 +167,7 @@ class BlobUpload:
         """Send smaller chunks from now on; False if they are small already."""
         largest = min(self._size, self._chunk or self._size)
         smaller = [size for size in _SMALLER if size < largest]
-        if not smaller:
+        if not smaller or self._location is None:
             return False
         self._chunk = smaller[0]
         self._abandon()
