@@ -216,28 +216,25 @@ class GCPArtifactsRegistry(RemoteRegistry):
             yield ListedImage(*ids, reference, digest, _size(version), _time(version))
 
     def _tags(self, package: str) -> Iterator[dict[str, Any]]:
-        try:
-            yield from self._pages(f"{self._path}/packages/{quote(package, safe='')}/tags", "tags")
-        except NotFound:
-            return
+        return self._pages(f"{self._path}/packages/{quote(package, safe='')}/tags", "tags")
 
     def _versions(self, package: str) -> Iterator[dict[str, Any]]:
-        path = f"{self._path}/packages/{quote(package, safe='')}/versions"
-        try:
-            yield from self._pages(path, "versions")
-        except NotFound:
-            return
+        return self._pages(f"{self._path}/packages/{quote(package, safe='')}/versions", "versions")
 
     def _pages(self, path: str, items: str) -> Iterator[dict[str, Any]]:
-        return self._api.pages(
-            path,
-            query={"pageSize": "1000"},
-            items=items,
-            operation="list images",
-            object=path.rpartition("/repositories/")[2],
-            asked_by="pageToken",
-            told_by=_next_page,
-        )
+        """Yield a listing's objects; none of what is not there."""
+        try:
+            yield from self._api.pages(
+                path,
+                query={"pageSize": "1000"},
+                items=items,
+                operation="list images",
+                object=path.rpartition("/repositories/")[2],
+                asked_by="pageToken",
+                told_by=_next_page,
+            )
+        except NotFound:
+            return
 
     def remove(self, repository: str, tag: str) -> None:
         """See ``RemoteRegistry``: the tag first, then its version if nothing else names it."""

@@ -6,6 +6,7 @@ google-auth's requests go through our own transport, with its proxies and certif
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,9 @@ def find_credentials(file: Path | None, transport: Transport) -> Any:
     library: Any = google.auth
     try:
         if file is not None:
-            found = library.load_credentials_from_file(str(file), scopes=_SCOPES)
+            # It warns of files from strangers, for the URLs in them. This one is the user's own.
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                found = library.load_credentials_from_file(str(file), scopes=_SCOPES)
         else:
             found = library.default(scopes=_SCOPES, request=_GoogleRequest(transport))
         return found[0]

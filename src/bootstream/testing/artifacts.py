@@ -11,7 +11,8 @@
         def neighbour(self) -> Iterator[ArtifactsRegistry]:
             ...yield another empty one of the same kind, at another place
 
-Where tags can be made immutable, ``make_immutable`` does so. Images are made on the spot, in layouts.
+Where tags can be made immutable, ``make_immutable`` does so. Images are made on the spot, in
+layouts.
 """
 
 from __future__ import annotations
