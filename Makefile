@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # Debian packages with the real servers and clients that the tests talk to.
-APT_PACKAGES := attr docker-registry e2fsprogs file fio libcap2-bin libnbd-bin mmdebstrap mount \
-	nbdkit npm openssl python3-libnbd qemu-utils skopeo uidmap umoci zstd
+APT_PACKAGES := attr busybox-static docker-registry e2fsprogs file fio libcap2-bin libnbd-bin \
+	mmdebstrap mount nbdkit npm openssl python3-libnbd qemu-system-x86 qemu-utils skopeo uidmap umoci zstd
 # One program of each, to see whether it is there.
-PROGRAMS := setfattr docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy mmdebstrap mount \
-	nbdkit newuidmap npm openssl qemu-img skopeo umoci zstd
+PROGRAMS := setfattr busybox docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy \
+	mmdebstrap mount nbdkit newuidmap npm openssl qemu-system-x86_64 qemu-img skopeo umoci zstd
 
 TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
@@ -20,8 +20,9 @@ demo: $(VENV)/.installed
 	$(BIN)/bootstream demo
 
 test: programs $(VENV)/.dev $(VENV)/.tools
-	@echo "Making a Debian image to test with, unless it is there already" && \
-		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null
+	@echo "Making Debian images and a kernel to test with, unless they are there already" && \
+		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null && \
+		$(BIN)/python -m bootstream.testing.vm $(TEST_IMAGES) >/dev/null
 	$(BIN)/pytest -n auto --dist loadscope
 
 # Needs root and: radosgw ceph-mon ceph-osd ceph-common. Not a part of `make test`.

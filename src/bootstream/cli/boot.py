@@ -18,7 +18,6 @@ from bootstream.cli.base import AGE, REF, SIZE, json_option, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.errors import from_os_error
 from bootstream.cli.output import emit_json
-from bootstream.cli.serve import Served, serving
 from bootstream.errors import BootstreamError, InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -133,6 +132,8 @@ def exported(cli: Cli, ref: str, options: dict[str, Any]) -> Iterator[str]:
             raise InvalidInput("--overlay is the server's to keep", operation="use", object=ref)
         yield ref
         return
+    from bootstream.cli.serve import Served, serving  # noqa: PLC0415 - a URI needs no store
+
     with tempfile.TemporaryDirectory(prefix="bootstream-nbd-") as folder:
         socket = Path(folder) / "nbd.sock"
         read_only, overlay = options["read_only"], options["overlay"]
