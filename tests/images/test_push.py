@@ -29,6 +29,7 @@ from bootstream.errors import (
     Throttled,
     Unavailable,
 )
+from bootstream.images.cache import BlobCache
 from bootstream.images.client import RegistryClient
 from bootstream.images.credentials import (
     BearerSource,
@@ -37,6 +38,7 @@ from bootstream.images.credentials import (
     open_keychain,
 )
 from bootstream.images.reference import parse_name
+from bootstream.images.resolver import open_remote
 from bootstream.images.retry import Retry
 from bootstream.images.tags import delete_manifest, head_manifest, list_repositories, list_tags
 from bootstream.images.transfer import RegistryTarget, copy, open_source, registry_source
@@ -592,6 +594,30 @@ def test_requests_that_are_too_large(
     pulls(empty.host, "a/b:1", tmp_path)
 
 
+def test_a_registry_without_patch(
+    layout: Path, before: Proxy, empty: DockerRegistry, tmp_path: Path
+) -> None:
+    """It takes whole blobs only: they come by PUT, also after that broke once."""
+    broken: list[str] = []
+
+    def behave(handler: ProxyHandler) -> None:
+        length = int(handler.headers.get("Content-Length") or 0)
+        if handler.command == "PATCH":
+            handler.rfile.read(length)
+            handler.answer(405, b'{"errors":[{"code":"UNSUPPORTED"}]}')
+        elif handler.command == "PUT" and length > 1_000_000 and not broken:
+            broken.append(handler.path)
+            handler.cut(900_000)
+        else:
+            handler.forward()
+
+    before.behave = behave
+    push(layout, client_of(f"{before.host}/a/b"))
+    pulls(empty.host, "a/b:1", tmp_path)
+    assert broken
+    assert sum(call.startswith("PATCH") for call in before.calls) == 1
+
+
 # -- who may --------------------------------------------------------------------------------------
 
 
@@ -703,6 +729,11 @@ def test_bearer_tokens_of_a_provider(layout: Path, tmp_path: Path) -> None:
         digest = push(layout, client_of(f"{server.host}/a/b", provider))
         assert head_manifest(client_of(f"{server.host}/a/b", provider), "1") is not None
         assert set(provider.asked) == {"stale"}
+        cache = BlobCache(tmp_path / "cache")
+        name = f"{server.host}/a/b:1"
+        image = open_remote(name, cache=cache, credentials=provider, plain_http=True)
+        image.fetch(NO_PROGRESS)
+        assert image.digest == digest
         said = inspect(f"docker://{server.host}/a/b:1", "--creds", "me:x")
         assert said["Digest"] == digest
         with pytest.raises(PermissionDenied):

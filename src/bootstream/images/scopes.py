@@ -25,12 +25,14 @@ def merge_scopes(texts: Iterable[str]) -> tuple[str, ...]:
     """
     found: dict[str, list[str]] = {}
     for scope in " ".join(texts).split():
-        resource, colon, actions = scope.rpartition(":")
-        if not colon:
+        resource, _, actions = scope.rpartition(":")
+        if not resource or not actions.strip(","):
             found.setdefault(scope, [])
             continue
         known = found.setdefault(resource, [])
-        known += [action for action in actions.split(",") if action and action not in known]
+        for action in actions.split(","):
+            if action and action not in known:
+                known.append(action)
     return tuple(
         f"{resource}:{','.join(actions)}" if actions else resource
         for resource, actions in found.items()

@@ -11,9 +11,10 @@
             │ broken, 416
             └─▶ GET the session: how much is there? PATCH from there on
 
-A request that is too large (413) is sent again in smaller chunks. A session that the
-registry forgot, or says nothing useful of, is begun anew. After a PUT without an answer the
-blob may be there: it is looked for before anything is sent again.
+A request that is too large (413) is sent again in smaller chunks; a registry that takes no
+PATCH gets everything by PUT. A session that the registry forgot, or says nothing useful of,
+is begun anew. After a PUT without an answer the blob may be there: it is looked for before
+anything is sent again.
 
 distribution 2.8 itself cannot go on after a broken PATCH: its sessions know their offset by
 a signed state in the Location that only a whole PATCH renews. It says that the session is
@@ -91,6 +92,7 @@ class BlobUpload:
         self._offset = 0
         self._unsure = False  # how much of the session is there
         self._finishing = False  # a PUT was begun, so the blob may be there
+        self._patches = True
         self.refused_mounts: set[str] = set()
 
     def run(self) -> None:
@@ -120,7 +122,7 @@ class BlobUpload:
                         raise
                     self._forget()
                     continue
-                if isinstance(error, TooLarge) and self._shrink():
+                if self._other_way(error):
                     continue
                 if self._offset > furthest:
                     furthest = self._offset
@@ -130,7 +132,7 @@ class BlobUpload:
                 if wait is None:
                     self._abandon()
                     raise
-                if isinstance(error, UploadGone) or self._size <= SMALL:
+                if isinstance(error, UploadGone) or not self._in_parts:
                     self._forget()
                 self._unsure = True
                 self._blob.stop.wait(wait)
@@ -149,7 +151,7 @@ class BlobUpload:
             self._blob.skip()
             return
         self._unsure = False
-        if self._size > min(SMALL, self._chunk or SMALL):
+        if self._in_parts:
             while self._offset < self._size:
                 self._send_chunk()
         self._finish()
@@ -162,6 +164,21 @@ class BlobUpload:
         except (ImageNotFound, InvalidInput):  # not there, or not to be asked for
             return False
         return not length.isdigit() or int(length) in (0, self._size)
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether it goes by PATCH, and can go on where that broke."""
+        return self._patches and self._size > min(SMALL, self._chunk or SMALL)
+
+    def _other_way(self, error: BootstreamError) -> bool:
+        """Find another way to send it than the one that was refused; False if there is none."""
+        if isinstance(error, TooLarge):
+            return self._shrink()
+        if isinstance(error, InvalidInput) and self._location is not None and self._in_parts:
+            self._patches = False
+            self._abandon()
+            return True
+        return False
 
     def _shrink(self) -> bool:
         """Send smaller chunks from now on; False if they are small already."""
