@@ -13,6 +13,7 @@ from bootstream.block.fetcher import Deliver, Fetcher, Urgency
 from bootstream.block.hedge import Hedge
 from bootstream.block.pace import LEAST, MOST, Pace
 from bootstream.block.readahead import ReadAhead
+from bootstream.block.recorder import Recorder
 from bootstream.errors import Unavailable
 
 
@@ -71,9 +72,15 @@ class Kept:
         """Keep it."""
         return self.views.setdefault(chunk, memoryview(bytes(data)))
 
-    def fresh(self, start: int, stop: int) -> list[int]:
+    def missing(self, chunks: Sequence[int]) -> list[int]:
         """Whatever is not here."""
-        return [chunk for chunk in range(start, stop) if chunk not in self.views]
+        return [chunk for chunk in sorted(chunks) if chunk not in self.views]
+
+
+def fetching(store: Store) -> Fetcher:
+    """Return a fetcher from the store into nothing but memory."""
+    kept = Kept()
+    return Fetcher(store, kept.views.get, kept.keep, kept.missing, piece=8, recorder=Recorder(4096))
 
 
 @pytest.fixture
@@ -85,15 +92,14 @@ def store() -> Store:
 @pytest.fixture
 def fetcher(store: Store) -> Iterator[Fetcher]:
     """A fetcher of it."""
-    kept = Kept()
-    with closing(Fetcher(store, kept.views.get, kept.keep, kept.fresh, piece=8)) as fetcher:
+    with closing(fetching(store)) as fetcher:
         yield fetcher
         store.let_go()
 
 
 def test_readers_overtake_prefetches(store: Store, fetcher: Fetcher) -> None:
     """However much is to be prefetched, a reader's chunks are asked for at once."""
-    fetcher.ahead(1000, 2000, Urgency.BACKGROUND)
+    fetcher.ahead(range(1000, 2000), Urgency.BACKGROUND)
     store.wait_for(LEAST)
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(fetcher.get, [5])
@@ -106,7 +112,7 @@ def test_readers_overtake_prefetches(store: Store, fetcher: Fetcher) -> None:
 
 def test_a_reader_wakes_with_its_chunk(store: Store, fetcher: Fetcher) -> None:
     """A reader that waits for a prefetch goes on with the chunk, and nothing is asked twice."""
-    fetcher.ahead(0, 4, Urgency.AHEAD)
+    fetcher.ahead(range(0, 4), Urgency.AHEAD)
     store.wait_for(1)
     with ThreadPoolExecutor(2) as pool:
         readers = [pool.submit(fetcher.get, [2]), pool.submit(fetcher.get, [2, 3])]
@@ -135,7 +141,7 @@ def test_what_is_queued_is_merged(store: Store, fetcher: Fetcher) -> None:
 def test_a_failed_prefetch_is_fetched_again_for_its_reader(store: Store, fetcher: Fetcher) -> None:
     """A reader waits for a prefetch that fails: its chunk alone is fetched anew."""
     store.failing[0] = Unavailable("no network")
-    fetcher.ahead(0, 4, Urgency.AHEAD)
+    fetcher.ahead(range(0, 4), Urgency.AHEAD)
     store.wait_for(1)
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(fetcher.get, [2])
@@ -191,7 +197,7 @@ def test_a_failed_straggler_does_not_fail_its_reader(store: Store, fetcher: Fetc
         reader = pool.submit(fetcher.get, [3])
         store.wait_for(done + 2)
         store.let_go(done)
-        while fetcher._flights[3].runs > 1:
+        while len(fetcher._flights[3].jobs) > 1:
             pass
         store.let_go(done + 1)
         assert list(reader.result(20)) == [3]
@@ -199,8 +205,7 @@ def test_a_failed_straggler_does_not_fail_its_reader(store: Store, fetcher: Fetc
 
 def test_closing_wakes_who_waits_in_the_queue(store: Store) -> None:
     """What was not begun fails when the device closes; nobody waits for ever."""
-    kept = Kept()
-    fetcher = Fetcher(store, kept.views.get, kept.keep, kept.fresh, piece=8)
+    fetcher = fetching(store)
     with ThreadPoolExecutor(65) as pool:
         readers = [pool.submit(fetcher.get, [2 * number]) for number in range(64)]
         store.wait_for(64)

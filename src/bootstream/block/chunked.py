@@ -18,6 +18,8 @@ from bootstream.block.device import ZEROS, Extent, copy_views, merge_extents
 from bootstream.block.fetcher import Data, Fetcher, Source, Urgency
 from bootstream.block.readahead import LARGEST_PIECE, ReadAhead
 from bootstream.block.recent import RecentChunks
+from bootstream.block.recorder import Recorder
+from bootstream.block.trace import Trace
 from bootstream.chunks.index import Index
 from bootstream.errors import InvalidInput
 
@@ -65,12 +67,14 @@ class ChunkedDevice:
             cache.attach(self._views)
         self._recent = RecentChunks(max(_MEMORY, 4 * index.chunk_size))
         self._ahead = ReadAhead(chunk_size=index.chunk_size, chunk_count=index.chunk_count)
+        self.recorder = Recorder(index.chunk_count)
         self._fetcher = Fetcher(
             reader,
             self._arrived,
             self._keep,
             self._missing,
             piece=max(1, LARGEST_PIECE // index.chunk_size),
+            recorder=self.recorder,
         )
 
     # Reading
@@ -175,10 +179,14 @@ class ChunkedDevice:
                 return view
         return self._recent.put(chunk, data)
 
-    def _missing(self, start: int, stop: int) -> list[int]:
-        """Return those of chunks ``[start, stop)`` that have to be fetched."""
+    def _missing(self, chunks: Sequence[int]) -> list[int]:
+        """Return, ascending, those chunks that have to be fetched."""
+        if not isinstance(chunks, range):
+            return [
+                c for c in sorted(chunks) if not self._index.is_zero(c) and not self._arrived(c)
+            ]
         missing = []
-        chunk = start
+        chunk, stop = chunks.start, chunks.stop
         while chunk < stop:
             count, zero = self._index.run(chunk, stop - chunk)
             if not zero:
@@ -188,16 +196,41 @@ class ChunkedDevice:
 
     def _note(self, first: int, last: int) -> None:
         """Somebody reads these chunks for the first time: fetch ahead if that is worth it."""
+        self.recorder.touch(first, last)
         ahead = self._ahead.note(first, last, self._fetcher.pace.limit)
         if ahead is not None:
-            self._fetcher.ahead(*ahead, Urgency.AHEAD)
+            self._fetcher.ahead(range(*ahead), Urgency.AHEAD)
+
+    def replay(self, trace: Trace) -> None:
+        """Fetch what a trace names, in its order and in large requests, in the background.
+
+        Raises:
+            InvalidInput: it is of other contents.
+        """
+        if (trace.index_sha256, trace.chunk_size) != (self._index.digest, self._chunk_size):
+            raise InvalidInput(
+                "the trace is of other contents",
+                operation="replay trace",
+                object=self._index.name,
+                remedy="record another: bootstream trace record",
+            )
+        chunks = [chunk for chunk in trace.chunks() if chunk < self._index.chunk_count]
+        if not self._packs:  # what memory cannot hold would push itself out
+            del chunks[_MEMORY // 2 // self._chunk_size :]
+        self._fetcher.ahead(chunks, Urgency.AHEAD)
+
+    def trace(self, seconds: float = 600.0) -> Trace:
+        """Return the first touches since the device was opened, of so many seconds."""
+        return self.recorder.trace(
+            self._index.digest, self._chunk_size, self._index.is_zero, seconds=seconds
+        )
+
+    # The rest of a device
 
     @property
     def counters(self) -> Counters:
         """What was fetched and waited for since the device was opened."""
         return self._fetcher.counters
-
-    # The rest of a device
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Describe the range; chunks that are stored nowhere are holes."""
@@ -217,7 +250,7 @@ class ChunkedDevice:
         if not self._packs:  # what memory cannot hold would push itself out
             length = min(length, _MEMORY // 2)
         first, last = offset >> self._shift, (offset + length - 1) >> self._shift
-        self._fetcher.ahead(first, last + 1, Urgency.BACKGROUND)
+        self._fetcher.ahead(range(first, last + 1), Urgency.BACKGROUND)
 
     def wait_for_prefetch(self, timeout: float) -> bool:
         """Return True once no prefetch is under way, False after ``timeout`` seconds."""

@@ -29,6 +29,7 @@ from typing import Protocol
 from bootstream.block.counters import Counters
 from bootstream.block.hedge import Hedge
 from bootstream.block.pace import Pace
+from bootstream.block.recorder import Recorder
 from bootstream.errors import BootstreamError, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -85,13 +86,12 @@ class _Wait:
 
 
 class _Flight:
-    """A chunk on its way: which job brings it, and who waits for it."""
+    """A chunk on its way: which jobs bring it, none before it is planned, and who waits for it."""
 
-    __slots__ = ("job", "runs", "waits")
+    __slots__ = ("jobs", "waits")
 
     def __init__(self) -> None:
-        self.job: _Job | None = None
-        self.runs = 0
+        self.jobs: list[_Job] = []
         self.waits: list[_Wait] = []
 
 
@@ -114,9 +114,9 @@ class Fetcher:
         source: brings them.
         find: returns a chunk that has arrived earlier, without waiting, or None.
         keep: stores what arrived where ``find`` finds it, and returns its view.
-        fresh: names those of the chunks ``[start, stop)`` that are not here and not zeros.
+        missing: returns, ascending, those chunks that are not here and not zeros.
         piece: how many chunks to fetch ahead by one request at most.
-        counters: where to count.
+        recorder: is told of what arrives, and of who waited.
     """
 
     def __init__(
@@ -124,32 +124,32 @@ class Fetcher:
         source: Source,
         find: Callable[[int], memoryview | None],
         keep: Callable[[int, Data], memoryview],
-        fresh: Callable[[int, int], list[int]],
+        missing: Callable[[Sequence[int]], list[int]],
         *,
         piece: int,
-        counters: Counters | None = None,
+        recorder: Recorder,
     ) -> None:
         self._source = source
         self._find = find
         self._keep = keep
-        self._fresh = fresh
+        self._missing = missing
         self._piece = piece
-        self.counters = counters or Counters()
+        self.counters = Counters()
+        self._recorder = recorder
         self.pace = Pace()
         self._hedge = Hedge()
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         self._flights: dict[int, _Flight] = {}
         self._demand: deque[_Job] = deque()
         self._planned: deque[_Job] = deque()
-        self._ranges: dict[Urgency, deque[tuple[int, int]]] = {
+        self._ranges: dict[Urgency, deque[Sequence[int]]] = {
             Urgency.AHEAD: deque(),
             Urgency.BACKGROUND: deque(),
         }
         self._running = [0, 0, 0]
         self._threads: set[threading.Thread] = set()
-        self._sleeping = 0
+        self._sleepers: list[threading.Lock] = []
         self._closed = False
 
     # -- asking -----------------------------------------------------------------------------
@@ -168,18 +168,22 @@ class Fetcher:
         began = time.monotonic()
         self._await(wait, new)
         self.counters.waited(time.monotonic() - began)
+        self._recorder.wait(began, chunks[0], len(chunks))
         if wait.error is not None:
             raise wait.error
         return wait.views
 
-    def ahead(self, start: int, stop: int, urgency: Urgency) -> None:
-        """Bring what misses of chunks ``[start, stop)`` soon; dropped when that is too much."""
+    def ahead(self, chunks: Sequence[int], urgency: Urgency) -> None:
+        """Bring what misses of ``chunks`` soon, in their order; dropped when that is too much.
+
+        A ``range`` of chunks takes no memory for each of them.
+        """
         with self._lock:
             ranges = self._ranges[urgency]
-            if start >= stop or self._closed or len(ranges) >= _MOST_RANGES:
+            if not chunks or self._closed or len(ranges) >= _MOST_RANGES:
                 return
-            ranges.append((start, stop))
-            self._call_threads(1)
+            ranges.append(chunks)
+            self._call_threads(min(self.pace.limit, -(-len(chunks) // self._piece)))
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Return True once nothing is left to do, False after ``timeout`` seconds."""
@@ -196,7 +200,9 @@ class Fetcher:
                 self._fail(job, Unavailable("the device is closed", operation="fetch chunk"))
             self._demand.clear()
             self._planned.clear()
-            self._work.notify_all()
+            for waiter in self._sleepers:
+                waiter.release()
+            self._sleepers.clear()
             threads = list(self._threads)
         deadline = time.monotonic() + _JOIN_SECONDS
         for thread in threads:
@@ -212,8 +218,8 @@ class Fetcher:
             if flight is None:
                 flight = self._flights[chunk] = _Flight()
                 new.append(chunk)
-            elif wait is not None and flight.job is not None:
-                self._promote(flight.job)
+            elif wait is not None and flight.jobs:
+                self._promote(flight.jobs[0])
             if wait is not None:
                 flight.waits.append(wait)
         return new
@@ -235,7 +241,7 @@ class Fetcher:
             groups = self._source.plan([chunk for chunk in chunks if chunk not in here])
         except BaseException as error:
             with self._lock:
-                self._fail(_Job(chunks, urgency), error)
+                self._give_up(chunks, error)
             raise
         jobs = [_Job(group, urgency) for group in groups]
         with self._lock:
@@ -244,8 +250,7 @@ class Fetcher:
             for job in jobs:
                 for chunk in job.chunks:
                     flight = self._flights[chunk]
-                    flight.job = job
-                    flight.runs = 1
+                    flight.jobs = [job]
                     if urgency is not Urgency.DEMAND and flight.waits:
                         job.urgency = Urgency.DEMAND  # a reader came meanwhile
                 (self._demand if job.urgency is Urgency.DEMAND else self._planned).append(job)
@@ -263,28 +268,32 @@ class Fetcher:
 
     def _fail(self, job: _Job, error: BaseException) -> None:
         """What did not land of a job fails with it, unless another request brings it still."""
-        again = []
+        again, lost = [], []
         for chunk in job.chunks:
             flight = self._flights.get(chunk)
-            if flight is None:
+            if flight is None or job not in flight.jobs:  # here, or on its way anew
                 continue
-            flight.runs -= 1
-            if flight.runs > 0:
+            flight.jobs.remove(job)
+            if flight.jobs:
                 continue
             if flight.waits and job.urgency is not Urgency.DEMAND and not self._closed:
                 again.append(chunk)
-                continue
-            del self._flights[chunk]
-            for wait in flight.waits:
-                if wait.error is None and wait.missing:
-                    wait.error = error
-                    wait.wake()
+            else:
+                lost.append(chunk)
+        self._give_up(lost, error)
         if again:
             renewed = _Job(again, Urgency.DEMAND)
             for chunk in again:
-                self._flights[chunk].job, self._flights[chunk].runs = renewed, 1
+                self._flights[chunk].jobs = [renewed]
             self._demand.append(renewed)
             self._call_threads(1)
+
+    def _give_up(self, chunks: list[int], error: BaseException) -> None:
+        for chunk in chunks:
+            for wait in self._flights.pop(chunk).waits:
+                if wait.error is None and wait.missing:
+                    wait.error = error
+                    wait.wake()
 
     def _nothing_left(self) -> bool:
         queued = self._demand or self._planned or any(self._ranges.values())
@@ -301,7 +310,7 @@ class Fetcher:
                 late: list[_Job] = []
                 for chunk in chunks:
                     flight = self._flights.get(chunk)
-                    job = None if flight is None else flight.job
+                    job = flight.jobs[0] if flight is not None and flight.jobs else None
                     if job is not None and job.started and not job.hedged and job not in late:
                         late.append(job)
                 for job in late:
@@ -311,7 +320,7 @@ class Fetcher:
                     again = _Job([c for c in job.chunks if c in self._flights], Urgency.DEMAND)
                     again.hedged = True
                     for chunk in again.chunks:
-                        self._flights[chunk].runs += 1
+                        self._flights[chunk].jobs.append(again)
                     self.counters.hedges += 1
                     self._demand.append(again)
                     self._call_threads(1)
@@ -320,11 +329,10 @@ class Fetcher:
 
     def _call_threads(self, count: int) -> None:
         """See to it that there are threads for what was queued just now."""
-        if self._sleeping >= count:
-            self._work.notify(count)
-            return
-        self._work.notify(count)
-        for _ in range(min(count - self._sleeping, _DEMAND_THREADS - len(self._threads))):
+        while count > 0 and self._sleepers:
+            self._sleepers.pop().release()
+            count -= 1
+        for _ in range(min(count, _DEMAND_THREADS - len(self._threads))):
             thread = threading.Thread(target=self._run, name="bootstream-fetch", daemon=True)
             self._threads.add(thread)
             try:
@@ -344,7 +352,7 @@ class Fetcher:
                     return
                 if isinstance(job, _Job):
                     job.started = time.monotonic()
-                urgency = job.urgency if isinstance(job, _Job) else job[2]
+                urgency = job.urgency if isinstance(job, _Job) else job[1]
                 self._running[urgency] += 1
             size = 0
             try:
@@ -352,6 +360,8 @@ class Fetcher:
                     size = self._fetch(job)
                 else:
                     self._expand(*job)
+            except Exception:  # noqa: BLE001 - the thread lives on; nobody waits for this
+                _log.exception("a prefetch failed unexpectedly")
             finally:
                 with self._lock:
                     self._running[urgency] -= 1
@@ -368,46 +378,55 @@ class Fetcher:
     def _background(self) -> int:
         return self._running[Urgency.AHEAD] + self._running[Urgency.BACKGROUND]
 
-    def _take(self) -> _Job | tuple[int, int, Urgency] | None:
+    def _take(self) -> _Job | tuple[Sequence[int], Urgency] | None:
         """Return what to do next; None: this thread is not needed any more."""
         since = time.monotonic()
+        told = True
         while not self._closed:
             if self._demand:
                 return self._merged()
-            now = time.monotonic()
+            seconds = _IDLE_SECONDS
             if self._background() < self.pace.limit:
                 if self._planned:
                     return self._planned.popleft()
                 if self._ranges[Urgency.AHEAD]:
                     return self._cut(Urgency.AHEAD)
                 if self._ranges[Urgency.BACKGROUND]:
-                    patience = since + _PATIENCE_SECONDS - now
+                    patience = since + _PATIENCE_SECONDS - time.monotonic()
                     if not self._running[Urgency.DEMAND] or patience <= 0:
                         return self._cut(Urgency.BACKGROUND)
-                    self._sleep(patience)
-                    continue
-            if not self._sleep(_IDLE_SECONDS) and not self._demand:
-                return None if self._background() or not self._planned else self._planned.popleft()
+                    seconds, told = patience, True
+            if not told:
+                return None
+            told = self._sleep(seconds)
         return None
 
     def _sleep(self, seconds: float) -> bool:
-        self._sleeping += 1
-        told = self._work.wait(seconds)
-        self._sleeping -= 1
-        return told
+        """Wait, without the lock, until there is work; False after so many seconds without."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._sleepers.append(waiter)
+        self._lock.release()
+        try:
+            waiter.acquire(timeout=seconds)
+        finally:
+            self._lock.acquire()
+        if waiter in self._sleepers:
+            self._sleepers.remove(waiter)
+            return False
+        return True
 
-    def _cut(self, urgency: Urgency) -> tuple[int, int, Urgency]:
-        """Take a piece of the first range."""
+    def _cut(self, urgency: Urgency) -> tuple[Sequence[int], Urgency]:
+        """Take a piece of what is first."""
         ranges = self._ranges[urgency]
-        start, stop = ranges.popleft()
-        piece = min(stop, start + self._piece)
-        if piece < stop:
-            ranges.appendleft((piece, stop))
-        return start, piece, urgency
+        chunks = ranges.popleft()
+        if len(chunks) > self._piece:
+            ranges.appendleft(chunks[self._piece :])
+        return chunks[: self._piece], urgency
 
-    def _expand(self, start: int, stop: int, urgency: Urgency) -> None:
-        """Make jobs of what misses of a range."""
-        missing = self._fresh(start, stop)
+    def _expand(self, chunks: Sequence[int], urgency: Urgency) -> None:
+        """Make jobs of what misses of a piece."""
+        missing = self._missing(chunks)
         if not missing:
             return
         with self._lock:
@@ -428,8 +447,8 @@ class Fetcher:
             job.chunks += other.chunks
             for chunk in other.chunks:
                 flight = self._flights.get(chunk)
-                if flight is not None:
-                    flight.job = job
+                if flight is not None and other in flight.jobs:
+                    flight.jobs[flight.jobs.index(other)] = job
         return job
 
     def _fetch(self, job: _Job) -> int:
@@ -443,6 +462,7 @@ class Fetcher:
             size += len(data)
             if chunk not in self._flights:  # another request was faster
                 return
+            self._recorder.arrived(chunk, prefetched=job.urgency is not Urgency.DEMAND)
             view = self._keep(chunk, data)
             with self._lock:
                 self._land(chunk, view)
@@ -467,4 +487,8 @@ class Fetcher:
             with self._lock:
                 self._fail(job, error)
             self.counters.fetched(len(missing), size, prefetched=prefetched)
+            if missing:
+                self._recorder.request(
+                    job.started, missing[0], len(missing), size, prefetch=prefetched
+                )
         return size
