@@ -8,9 +8,11 @@ import random
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from tests.localoci.client import Client
@@ -109,6 +111,7 @@ def test_errors(docker: Docker) -> None:
         ("GET", f"/v2/{name}/manifests/none", 404, "MANIFEST_UNKNOWN"),
         ("GET", f"/v2/{name}/manifests/{unknown}", 404, "MANIFEST_UNKNOWN"),
         ("GET", f"/v2/{name}/blobs/{unknown}", 404, "BLOB_UNKNOWN"),
+        ("GET", f"/v2/{name}/blobs/..", 400, "DIGEST_INVALID"),
         ("DELETE", f"/v2/{name}/manifests/{unknown}", 405, "UNSUPPORTED"),
         ("DELETE", f"/v2/{name}/blobs/{unknown}", 405, "UNSUPPORTED"),
         ("PUT", f"/v2/{name}/blobs/{unknown}", 405, "UNSUPPORTED"),
@@ -223,6 +226,41 @@ def test_client_that_goes_away(server: LocalOciServer, docker: Docker) -> None:
         head += f"authorization: Bearer {docker.token}\r\ncontent-length: 1000000\r\n\r\n"
         connection.sendall(head.encode() + bytes(1000))
     assert docker.push("after", b"after")
+
+
+def test_upload_goes_on_after_a_break(server: LocalOciServer, docker: Docker) -> None:
+    """Where it stands is asked for; a piece from elsewhere is refused, the next one is taken."""
+    data = random.Random(7).randbytes(100_000)
+    started = docker.ask("POST", f"/v2/{docker.name}/blobs/uploads/")
+    server.faults.add("reset", operation="PatchUpload", upload=True, after=30_000, count=1)
+    with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
+        docker.ask("PATCH", place(started), data)
+    docker.client.connection.close()
+    server.faults.clear()
+    deadline = time.monotonic() + 10
+    while True:
+        stands = docker.ask("GET", place(started))
+        assert stands.status == 204
+        if stands.headers["range"] == "0-29999" or time.monotonic() > deadline:
+            break
+    assert stands.headers["range"] == "0-29999"
+    wrong = docker.ask("PATCH", place(stands), data[5:], content_range="5-99999")
+    assert (wrong.status, code_of(wrong)) == (416, "BLOB_UPLOAD_INVALID")
+    assert wrong.headers["range"] == "0-29999"
+    rest = docker.ask("PATCH", place(wrong), data[30_000:], content_range="30000-99999")
+    assert rest.headers["range"] == "0-99999"
+    done = docker.ask("PUT", f"{place(rest)}&digest={digest_of(data)}")
+    assert done.status == 201
+    assert docker.ask("GET", f"/v2/{docker.name}/blobs/{digest_of(data)}").body == data
+
+
+@pytest.mark.parametrize("upload", ["..", "../../x", "%2e%2e", "x" * 5000, "é"])
+def test_strange_uploads(docker: Docker, upload: str) -> None:
+    """What is no upload is answered so, wherever it would lead."""
+    for method in ("GET", "PATCH", "PUT", "DELETE"):
+        target = f"/v2/{docker.name}/blobs/uploads/{quote(upload, safe='%')}"
+        answer = docker.ask(method, target, content_range="5-9")
+        assert answer.status in {400, 404, 405}, answer.body
 
 
 def test_pushes_at_once(server: LocalOciServer, docker: Docker) -> None:

@@ -187,7 +187,7 @@ def test_registry_that_does_not_start(tmp_path: Path, monkeypatch: pytest.Monkey
     held = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Unavailable, match="no more disk"):
         LocalCloud(Plan(tmp_path / "data", registry=True))
-    assert len(os.listdir("/proc/self/fd")) == held
+    assert len(os.listdir("/proc/self/fd")) <= held
 
 
 def test_open_files_do_not_grow(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
     proxy.py        /v2/: the registry's protocol, in front of a real registry
     uploads.py      its blobs and uploads
     operations.py   how requests are named, for faults and counts
+    resuming.py     where uploads stand
     artifacts.py    /20160918/container/: the Artifacts API
     listing.py      its listings
     documents.py    its JSON

@@ -13,6 +13,7 @@ from bootstream.localoci.registry.catalogue import Catalogue
 from bootstream.localoci.registry.errors import RegistryError
 from bootstream.localoci.registry.process import RegistryProcess
 from bootstream.localoci.registry.proxy import Proxy
+from bootstream.localoci.registry.resuming import Uploaded
 from bootstream.localoci.registry.tokens import AuthTokens, RegistryTokens
 from bootstream.localoci.registry.upstream import Upstream
 from bootstream.localoci.registry.values import Exists
@@ -84,6 +85,7 @@ class Registry:
                 self._gate,
                 self._catalogue,
                 upstream,
+                Uploaded(process.repositories, process.secret),
                 namespace=names.namespace,
                 tenancy=names.tenancy,
             )

@@ -44,6 +44,7 @@ class RegistryProcess:
     Attributes:
         socket: the path at which it answers.
         repositories: the folder of its repositories.
+        secret: with which it signs the addresses of uploads.
 
     Args:
         folder: where everything of it is; made when missing.
@@ -70,7 +71,8 @@ class RegistryProcess:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             config = folder / "config.json"  # JSON is YAML
-            text = json.dumps(_config(storage, self.socket, _secret(config)), indent=2)
+            self.secret = _secret(config)
+            text = json.dumps(_config(storage, self.socket, self.secret), indent=2)
             write_secret(config, text.encode())
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(

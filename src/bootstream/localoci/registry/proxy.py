@@ -28,7 +28,7 @@ from bootstream.localoci.registry.errors import (
     unsupported,
 )
 from bootstream.localoci.registry.operations import place_of
-from bootstream.localoci.registry.uploads import Uploads, passed
+from bootstream.localoci.registry.uploads import DIGEST, Uploads, passed
 from bootstream.localoci.registry.values import Exists, Immutable, Repository
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from bootstream.localoci.http import Request
     from bootstream.localoci.registry.catalogue import Catalogue
+    from bootstream.localoci.registry.resuming import Uploaded
     from bootstream.localoci.registry.tokens import Holder
     from bootstream.localoci.registry.upstream import Upstream
 
@@ -45,7 +46,6 @@ VERSION_HEADER = {"docker-distribution-api-version": "registry/2.0"}
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9A-Fa-f]{32,}")
 _READS = frozenset({"GET", "HEAD"})
 
 
@@ -64,19 +64,27 @@ class Proxy:
         gate: who may do what.
         catalogue: what there is.
         upstream: the real registry.
+        uploaded: how far uploads are there.
         namespace: the tenancy's.
         tenancy: its OCID: the root compartment, where repositories are made on first push.
     """
 
     def __init__(
-        self, gate: Gate, catalogue: Catalogue, upstream: Upstream, *, namespace: str, tenancy: str
+        self,
+        gate: Gate,
+        catalogue: Catalogue,
+        upstream: Upstream,
+        uploaded: Uploaded,
+        *,
+        namespace: str,
+        tenancy: str,
     ) -> None:
         self._gate = gate
         self._catalogue = catalogue
         self._upstream = upstream
         self._namespace = namespace
         self._tenancy = tenancy
-        self._uploads = Uploads(gate, catalogue, upstream)
+        self._uploads = Uploads(gate, catalogue, upstream, uploaded)
 
     def handle(self, request: Request) -> Response:
         """Answer a request.
@@ -196,7 +204,7 @@ class Proxy:
     ) -> Response:
         body = request.body.read_all(MANIFEST_LIMIT)
         if ":" in place.item:
-            if not _DIGEST.fullmatch(place.item):
+            if not DIGEST.fullmatch(place.item):
                 raise RegistryError(400, "DIGEST_INVALID", "the digest is not one")
             digest, version = place.item, None
         elif _TAG.fullmatch(place.item):
@@ -246,5 +254,9 @@ def _immutable(version: str | None) -> RegistryError:
 def _layers(manifest: bytes) -> Mapping[str, int]:
     """Digests and sizes of an image's layers; an index has none. The registry checked it."""
     document: Any = json.loads(manifest)
-    layers = document.get("layers") or []
-    return {layer["digest"]: int(layer["size"]) for layer in layers}
+    layers = document.get("layers") if isinstance(document, dict) else None
+    return {
+        str(layer.get("digest")): size
+        for layer in (layers if isinstance(layers, list) else [])
+        if isinstance(layer, dict) and isinstance(size := layer.get("size"), int)
+    }

@@ -6,12 +6,14 @@ in it; its query is the registry's own and opaque.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from bootstream.localoci.http import Response
 from bootstream.localoci.registry.access import Gate, host_of
-from bootstream.localoci.registry.errors import unsupported
+from bootstream.localoci.registry.errors import RegistryError, unsupported
+from bootstream.localoci.registry.resuming import UPLOAD, Uploaded, start_of
 
 if TYPE_CHECKING:
     from bootstream.localoci.http import Request
@@ -30,7 +32,9 @@ _ANSWERED = (
     "etag",
     "range",
 )
+DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9A-Fa-f]{32,128}")
 _ERROR_LIMIT = 1 << 20  # bytes of the registry's error
+_LOOKS = 5  # at an upload that grows while it is looked at
 _METHODS = frozenset({"GET", "HEAD", "PATCH", "PUT", "DELETE"})
 
 
@@ -41,16 +45,22 @@ class Uploads:
         gate: whether a blob may be mounted from elsewhere.
         catalogue: which repositories there are.
         upstream: the real registry.
+        uploaded: how far uploads are there.
     """
 
-    def __init__(self, gate: Gate, catalogue: Catalogue, upstream: Upstream) -> None:
+    def __init__(
+        self, gate: Gate, catalogue: Catalogue, upstream: Upstream, uploaded: Uploaded
+    ) -> None:
+        self._uploaded = uploaded
         self._gate = gate
         self._catalogue = catalogue
         self._upstream = upstream
 
     def get_blob(self, request: Request, repository: Repository, digest: str) -> Response:
         """Answer GET and HEAD of a blob, or of a range of it."""
-        target = f"/v2/{repository.folder}/blobs/{quote(digest, safe=':')}"
+        if not DIGEST.fullmatch(digest):
+            raise RegistryError(400, "DIGEST_INVALID", "the digest is not one")
+        target = f"/v2/{repository.folder}/blobs/{digest}"
         return passed(
             self._upstream.request(request.method, target, _headers(request)), request.method
         )
@@ -67,18 +77,59 @@ class Uploads:
             query = self._mount(request, holder)
         elif method not in _METHODS:
             raise unsupported(f"{method} is not for this")
-        target = f"/v2/{repository.folder}/blobs/uploads/{quote(upload, safe='')}"
-        if query:
-            target += f"?{query}"
-        sent = method in {"POST", "PATCH", "PUT"} and request.body.length != 0
-        answer = self._upstream.request(
-            method, target, _headers(request), request.body if sent else None
-        )
+        elif not UPLOAD.fullmatch(upload):
+            raise RegistryError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
+        elif method in {"PATCH", "PUT"}:
+            self._in_order(request, name, repository, upload)
+        if method in {"GET", "HEAD"}:
+            answer = self._status(method, repository, upload)
+        else:
+            target = f"/v2/{repository.folder}/blobs/uploads/{upload}?{query}"
+            sent = method != "DELETE" and request.body.length != 0
+            answer = self._upstream.request(
+                method, target, _headers(request), request.body if sent else None
+            )
         response = passed(answer, method)
         if (location := answer.headers.get("location")) is not None:
             path = location.removeprefix(f"/v2/{repository.folder}/")
             response.headers["location"] = f"http://{host_of(request)}/v2/{name}/{path}"
         return response
+
+    def _status(self, method: str, repository: Repository, upload: str) -> Answer:
+        """Ask where an upload stands, by an address that is right now."""
+        place = f"/v2/{repository.folder}/blobs/uploads/{upload}"
+        size = self._uploaded.size(repository.folder, upload)
+        for _ in range(_LOOKS):
+            query = "" if size is None else self._uploaded.query(repository.folder, upload, size)
+            answer = self._upstream.request(method, f"{place}?{query}")
+            before, size = size, self._uploaded.size(repository.folder, upload)
+            if answer.status < 400 or size == before:
+                break
+            answer.close()  # a piece that broke off has only now been written
+        return answer
+
+    def _in_order(self, request: Request, name: str, repository: Repository, upload: str) -> None:
+        """Refuse a piece that is not the next one, where it says where it begins.
+
+        Raises:
+            RegistryError: 416, with where to go on.
+        """
+        start = start_of(request.headers.get("content-range"))
+        size = self._uploaded.size(repository.folder, upload)
+        if start is None or size is None or start == size:
+            return
+        query = self._uploaded.query(repository.folder, upload, size)
+        place = f"http://{host_of(request)}/v2/{name}/blobs/uploads/{upload}?{query}"
+        raise RegistryError(
+            416,
+            "BLOB_UPLOAD_INVALID",
+            f"the next piece begins at {size}",
+            headers={
+                "location": place,
+                "range": f"0-{max(0, size - 1)}",
+                "docker-upload-uuid": upload,
+            },
+        )
 
     def _mount(self, request: Request, holder: Holder) -> str:
         """The query of a new upload, with where a blob is to be had from, if that is allowed."""
