@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from unittest import mock
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +23,14 @@ from tests.block.test_overlay_power import Disk, noted
 from bootstream.block.overlay import Frozen, Overlay, _Gate
 from bootstream.block.overlay_file import read_base
 from bootstream.block.overlay_header import HEADER_SIZE, MAX_LAYERS
-from bootstream.errors import BootstreamError, Conflict, Corrupt, StorageFull, Unavailable
+from bootstream.errors import (
+    BootstreamError,
+    Conflict,
+    Corrupt,
+    InvalidInput,
+    StorageFull,
+    Unavailable,
+)
 from bootstream.testing.device import read_all, sample_contents
 from bootstream.testing.memory_device import MemoryDevice
 
@@ -426,6 +434,39 @@ def test_damaged_header_is_mended_or_named(tmp_path: Path, place: int, value: in
     path.write_bytes(both)
     with pytest.raises(Corrupt):
         overlay(path)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    place=st.one_of(st.integers(8, 72), st.integers(196, 256 + 4 * 128)),
+    data=st.binary(min_size=1, max_size=16),
+)
+def test_headers_that_lie(tmp_path: Path, place: int, data: bytes) -> None:
+    """A header that is whole and says odd things is refused, or read; nothing else happens."""
+    path = tmp_path / "overlay"
+    path.unlink(missing_ok=True)
+    with closing(overlay(path)) as device:
+        device.write(memoryview(b"\x07" * BLOCK * 3), 9 * BLOCK)
+        with device.freeze() as frozen:
+            frozen.committed(BUILD % 1, "cd" * 32)
+    header = bytearray(path.read_bytes()[: HEADER_SIZE - 4])
+    header[place : place + len(data)] = data
+    whole = bytes(header) + crc32(header).to_bytes(4, "little")
+    with path.open("r+b") as file:
+        file.write(whole * 2)
+    with suppress(Corrupt, InvalidInput):
+        read_base(path)
+    try:
+        device = overlay(path)
+    except (Corrupt, InvalidInput):
+        assert path.read_bytes()[: 2 * HEADER_SIZE] == whole * 2
+        return
+    with closing(device):
+        read_all(device)
+        with device.freeze() as frozen:
+            contents_of(frozen)
 
 
 @settings(
