@@ -92,7 +92,10 @@ class GCPArtifactsRegistry(RemoteRegistry):
         ):
             if form.fullmatch(value) is None:
                 raise InvalidInput(
-                    f"{ascii(value)[:80]} cannot be its name", operation="read", object=setting
+                    f"{ascii(value)[:80]} cannot be its name",
+                    operation="read",
+                    object=setting,
+                    remedy="write it as 'gcloud artifacts repositories list' shows it",
                 )
         # Projects of a domain, "example.com:project", are folders in names of images.
         self._names = ImageNames(

@@ -22,6 +22,7 @@ from bootstream.errors import (
 )
 from bootstream.images.credentials import BearerSource, Credentials, CredentialSource
 from bootstream.images.scopes import PUSH, repository_scope
+from bootstream.images.tags import head_manifest
 from bootstream.images.transport import Transport
 from bootstream.registry.api import Api
 from bootstream.registry.names import ImageNames
@@ -226,8 +227,17 @@ class OCIArtifactsRegistry(RemoteRegistry):
 
     def remove(self, repository: str, tag: str) -> None:
         """See ``RemoteRegistry``: by the Artifacts API."""
+        name = self._below_namespace(repository)
+
+        def is_there() -> bool:
+            return self._explained(
+                lambda: head_manifest(self.client(repository), tag) is not None,
+                repository,
+                writing=False,
+            )
+
         uri = f"{self.host()}/{repository}:{tag}"
-        self._artifacts_api().delete_version(uri, self._below_namespace(repository), tag)
+        self._artifacts_api().delete_version(uri, name, tag, is_there=is_there)
 
     def explain(self, error: BootstreamError, repository: str, *, writing: bool) -> None:
         """See ``RemoteRegistry``."""

@@ -117,7 +117,9 @@ class ArtifactsApi:
                 + policy(self._principal, name, "REPOSITORY_CREATE"),
             ) from error
 
-    def delete_version(self, uri: str, repository: str, version: str) -> None:
+    def delete_version(
+        self, uri: str, repository: str, version: str, *, is_there: Callable[[], bool]
+    ) -> None:
         """Take a tag away from its image, and delete the image if no other tag names it.
 
         The image goes only in the state in which it had lost its last tag: one that somebody
@@ -127,6 +129,11 @@ class ArtifactsApi:
             uri: the image's whole reference.
             repository: for errors, without the namespace.
             version: the tag.
+            is_there: asks the registry itself whether the tag is there: to who may not see an
+                image, the API answers that there is none.
+
+        Raises:
+            PermissionDenied: it may not be seen, or not deleted.
         """
         try:
             found = self._api.call(
@@ -136,17 +143,12 @@ class ArtifactsApi:
                 operation="look up image",
                 object=uri,
             )
-        except NotFound:
-            return
-        except PermissionDenied as error:
-            raise self._not_allowed(error, repository, "REPOSITORY_READ") from error
-        try:
             self._remove(found.text("id"), version, uri)
-        except NotFound:
-            return  # somebody else was first
-        except PermissionDenied as error:
+        except (NotFound, PermissionDenied) as error:
+            if isinstance(error, NotFound) and not is_there():
+                return  # it never was, or somebody else was first
             raise self._not_allowed(
-                error, repository, "REPOSITORY_UPDATE", "REPOSITORY_DELETE"
+                error, repository, "REPOSITORY_READ", "REPOSITORY_UPDATE", "REPOSITORY_DELETE"
             ) from error
 
     def _remove(self, image: str, version: str, uri: str) -> None:

@@ -265,11 +265,15 @@ class RemoteRegistry(ABC):
         yield from (name for name in self.repositories() if pattern.fullmatch(name))
 
     def _store(self, source: TransferSource, target: RegistryReference, progress: Progress) -> str:
-        """Copy to where it belongs; a missing repository is made, and the copy tried again."""
+        """Copy to where it belongs; a missing repository is made first."""
         repository, tag = target.repository, target.tag
         assert tag is not None
+        not_made: PermissionDenied | None = None
         if self.create:
-            self._make_once(repository)
+            try:
+                self._make_once(repository)
+            except PermissionDenied as error:
+                not_made = error  # it may be there all the same, where one may not look
 
         def store() -> str:
             return copy(source, RegistryTarget(self.client(repository), tag), progress=progress)
@@ -281,9 +285,11 @@ class RemoteRegistry(ABC):
             if there is None or there.digest != source.root.digest:
                 raise
             return there.digest  # it was pushed before; tags cannot move there
-        except NotFound:
+        except (NotFound, PermissionDenied) as error:
             with self._lock:
                 self._made.discard(repository)  # it may have been deleted since
+            if not_made is not None:
+                raise not_made from error
             raise
 
     def _make_once(self, repository: str) -> None:
