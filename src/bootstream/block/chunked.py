@@ -15,7 +15,8 @@ from typing import Protocol
 from bootstream.block.cache import NodeCache, PackCache
 from bootstream.block.counters import Counters
 from bootstream.block.device import ZEROS, Extent, copy_views, merge_extents
-from bootstream.block.fetcher import Data, Fetcher, Source, Urgency
+from bootstream.block.fetcher import Data, Fetcher, Source
+from bootstream.block.flights import Urgency
 from bootstream.block.readahead import LARGEST_PIECE, ReadAhead
 from bootstream.block.recent import RecentChunks
 from bootstream.block.recorder import Recorder

@@ -23,10 +23,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum
 from typing import Protocol
 
 from bootstream.block.counters import Counters
+from bootstream.block.flights import Flights, Job, Urgency, Wait
 from bootstream.block.hedge import Hedge
 from bootstream.block.pace import Pace
 from bootstream.block.recorder import Recorder
@@ -54,57 +54,6 @@ class Source(Protocol):
     def fetch(self, chunks: Sequence[int], deliver: Deliver, /) -> None:
         """Bring chunks; deliver each, decoded and verified."""
         ...
-
-
-class Urgency(IntEnum):
-    """Who waits for a job."""
-
-    DEMAND = 0
-    AHEAD = 1
-    BACKGROUND = 2
-
-
-class _Wait:
-    """A reader, until all of its chunks are here or one of them cannot come."""
-
-    __slots__ = ("_ready", "error", "missing", "views")
-
-    def __init__(self, missing: int) -> None:
-        self.missing = missing
-        self.views: dict[int, memoryview] = {}
-        self.error: BaseException | None = None
-        self._ready = threading.Lock()
-        self._ready.acquire()
-
-    def wake(self) -> None:
-        """Let the reader go on. At most once, under the fetcher's lock."""
-        self._ready.release()
-
-    def wait(self, timeout: float | None) -> bool:
-        """Return True once woken, False after ``timeout`` seconds."""
-        return self._ready.acquire(timeout=-1 if timeout is None else timeout)
-
-
-class _Flight:
-    """A chunk on its way: which jobs bring it, none before it is planned, and who waits for it."""
-
-    __slots__ = ("jobs", "waits")
-
-    def __init__(self) -> None:
-        self.jobs: list[_Job] = []
-        self.waits: list[_Wait] = []
-
-
-class _Job:
-    """Chunks that are fetched together."""
-
-    __slots__ = ("chunks", "hedged", "started", "urgency")
-
-    def __init__(self, chunks: list[int], urgency: Urgency) -> None:
-        self.chunks = chunks
-        self.urgency = urgency
-        self.started = 0.0
-        self.hedged = False
 
 
 class Fetcher:
@@ -140,9 +89,9 @@ class Fetcher:
         self._hedge = Hedge()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._flights: dict[int, _Flight] = {}
-        self._demand: deque[_Job] = deque()
-        self._planned: deque[_Job] = deque()
+        self._flights = Flights(self._promote)
+        self._demand: deque[Job] = deque()
+        self._planned: deque[Job] = deque()
         self._ranges: dict[Urgency, deque[Sequence[int]]] = {
             Urgency.AHEAD: deque(),
             Urgency.BACKGROUND: deque(),
@@ -159,11 +108,11 @@ class Fetcher:
 
         Raises what the fetch raised. Nothing of a failure stays: the next call tries afresh.
         """
-        wait = _Wait(len(chunks))
+        wait = Wait(len(chunks))
         with self._lock:
             if self._closed:
                 raise Unavailable("the device is closed", operation="fetch chunk")
-            new = self._claim(chunks, wait)
+            new = self._flights.claim(chunks, wait)
         self._start(new, Urgency.DEMAND)
         began = time.monotonic()
         self._await(wait, new)
@@ -210,21 +159,7 @@ class Fetcher:
 
     # -- claiming and landing; under the lock -----------------------------------------------
 
-    def _claim(self, chunks: Iterable[int], wait: _Wait | None) -> list[int]:
-        """Note who waits for chunks; return those that nobody fetches yet, now claimed."""
-        new = []
-        for chunk in chunks:
-            flight = self._flights.get(chunk)
-            if flight is None:
-                flight = self._flights[chunk] = _Flight()
-                new.append(chunk)
-            elif wait is not None and flight.jobs:
-                self._promote(flight.jobs[0])
-            if wait is not None:
-                flight.waits.append(wait)
-        return new
-
-    def _promote(self, job: _Job) -> None:
+    def _promote(self, job: Job) -> None:
         """A reader waits for what was only to be prefetched, and has not been begun."""
         if job.urgency is not Urgency.DEMAND and not job.started and job in self._planned:
             self._planned.remove(job)
@@ -241,59 +176,22 @@ class Fetcher:
             groups = self._source.plan([chunk for chunk in chunks if chunk not in here])
         except BaseException as error:
             with self._lock:
-                self._give_up(chunks, error)
+                self._flights.give_up(chunks, error)
             raise
-        jobs = [_Job(group, urgency) for group in groups]
+        jobs = [Job(group, urgency) for group in groups]
         with self._lock:
             for chunk, view in here.items():
-                self._land(chunk, view)
+                self._flights.land(chunk, view)
             for job in jobs:
-                for chunk in job.chunks:
-                    flight = self._flights[chunk]
-                    flight.jobs = [job]
-                    if urgency is not Urgency.DEMAND and flight.waits:
-                        job.urgency = Urgency.DEMAND  # a reader came meanwhile
+                self._flights.assign(job)
                 (self._demand if job.urgency is Urgency.DEMAND else self._planned).append(job)
             self._call_threads(len(jobs))
 
-    def _land(self, chunk: int, view: memoryview) -> None:
-        flight = self._flights.pop(chunk, None)
-        if flight is None:
-            return
-        for wait in flight.waits:
-            wait.views[chunk] = view
-            wait.missing -= 1
-            if not wait.missing and wait.error is None:
-                wait.wake()
-
-    def _fail(self, job: _Job, error: BaseException) -> None:
-        """What did not land of a job fails with it, unless another request brings it still."""
-        again, lost = [], []
-        for chunk in job.chunks:
-            flight = self._flights.get(chunk)
-            if flight is None or job not in flight.jobs:  # here, or on its way anew
-                continue
-            flight.jobs.remove(job)
-            if flight.jobs:
-                continue
-            if flight.waits and job.urgency is not Urgency.DEMAND and not self._closed:
-                again.append(chunk)
-            else:
-                lost.append(chunk)
-        self._give_up(lost, error)
-        if again:
-            renewed = _Job(again, Urgency.DEMAND)
-            for chunk in again:
-                self._flights[chunk].jobs = [renewed]
-            self._demand.append(renewed)
+    def _fail(self, job: Job, error: BaseException) -> None:
+        again = self._flights.fail(job, error, retry=not self._closed)
+        if again is not None:
+            self._demand.append(again)
             self._call_threads(1)
-
-    def _give_up(self, chunks: list[int], error: BaseException) -> None:
-        for chunk in chunks:
-            for wait in self._flights.pop(chunk).waits:
-                if wait.error is None and wait.missing:
-                    wait.error = error
-                    wait.wake()
 
     def _nothing_left(self) -> bool:
         queued = self._demand or self._planned or any(self._ranges.values())
@@ -301,28 +199,17 @@ class Fetcher:
 
     # -- waiting ------------------------------------------------------------------------------
 
-    def _await(self, wait: _Wait, chunks: list[int]) -> None:
+    def _await(self, wait: Wait, chunks: list[int]) -> None:
         """Wait for a reader's chunks; ask again for those whose request takes too long."""
         patience = self._hedge.patience(self.counters.average(len(chunks)))
         while not wait.wait(patience):
             patience = None  # once
             with self._lock:
-                late: list[_Job] = []
-                for chunk in chunks:
-                    flight = self._flights.get(chunk)
-                    job = flight.jobs[0] if flight is not None and flight.jobs else None
-                    if job is not None and job.started and not job.hedged and job not in late:
-                        late.append(job)
-                for job in late:
+                for job in self._flights.late(chunks):
                     if not self._hedge.allowed():
                         break
-                    job.hedged = True
-                    again = _Job([c for c in job.chunks if c in self._flights], Urgency.DEMAND)
-                    again.hedged = True
-                    for chunk in again.chunks:
-                        self._flights[chunk].jobs.append(again)
                     self.counters.hedges += 1
-                    self._demand.append(again)
+                    self._demand.append(self._flights.repeat(job))
                     self._call_threads(1)
 
     # -- threads ------------------------------------------------------------------------------
@@ -350,13 +237,13 @@ class Fetcher:
                 if job is None:
                     self._threads.discard(threading.current_thread())
                     return
-                if isinstance(job, _Job):
+                if isinstance(job, Job):
                     job.started = time.monotonic()
-                urgency = job.urgency if isinstance(job, _Job) else job[1]
+                urgency = job.urgency if isinstance(job, Job) else job[1]
                 self._running[urgency] += 1
             size = 0
             try:
-                if isinstance(job, _Job):
+                if isinstance(job, Job):
                     size = self._fetch(job)
                 else:
                     self._expand(*job)
@@ -365,7 +252,7 @@ class Fetcher:
             finally:
                 with self._lock:
                     self._running[urgency] -= 1
-                    if isinstance(job, _Job):
+                    if isinstance(job, Job):
                         more = bool(self._planned) or any(self._ranges.values())
                         held = self._background() + 1 >= self.pace.limit
                         if size:
@@ -378,7 +265,7 @@ class Fetcher:
     def _background(self) -> int:
         return self._running[Urgency.AHEAD] + self._running[Urgency.BACKGROUND]
 
-    def _take(self) -> _Job | tuple[Sequence[int], Urgency] | None:
+    def _take(self) -> Job | tuple[Sequence[int], Urgency] | None:
         """Return what to do next; None: this thread is not needed any more."""
         since = time.monotonic()
         told = True
@@ -432,10 +319,10 @@ class Fetcher:
         with self._lock:
             if self._closed:
                 return
-            new = self._claim(missing, None)
+            new = self._flights.claim(missing, None)
         self._start(new, urgency)
 
-    def _merged(self) -> _Job:
+    def _merged(self) -> Job:
         """Take the first reader's job, and with it what is queued and lies next to it."""
         job = self._demand.popleft()
         while self._demand and len(job.chunks) < self._piece and not job.hedged:
@@ -444,14 +331,10 @@ class Fetcher:
             if not near or len(job.chunks) + len(other.chunks) > self._piece:
                 break
             self._demand.popleft()
-            job.chunks += other.chunks
-            for chunk in other.chunks:
-                flight = self._flights.get(chunk)
-                if flight is not None and other in flight.jobs:
-                    flight.jobs[flight.jobs.index(other)] = job
+            self._flights.join(job, other)
         return job
 
-    def _fetch(self, job: _Job) -> int:
+    def _fetch(self, job: Job) -> int:
         """Bring a job's chunks; return how many bytes of contents came."""
         size = 0
         missing = [chunk for chunk in job.chunks if chunk in self._flights]
@@ -465,7 +348,7 @@ class Fetcher:
             self._recorder.arrived(chunk, prefetched=job.urgency is not Urgency.DEMAND)
             view = self._keep(chunk, data)
             with self._lock:
-                self._land(chunk, view)
+                self._flights.land(chunk, view)
 
         error: BaseException = Unavailable("the chunk was not delivered", operation="fetch chunk")
         try:
