@@ -177,6 +177,29 @@ def test_chain_stays_short_and_room_comes_back(tmp_path: Path) -> None:
     assert committed == (BUILD % 1, "cd" * 32)
 
 
+def test_merging_many_small_pieces_syncs_little(tmp_path: Path) -> None:
+    """What is scattered is not synced piece by piece; a merge of much is, now and then."""
+    contents = bytes(64 << 20)
+    syncs = 0
+    fdatasync = os.fdatasync
+
+    def count(descriptor: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        fdatasync(descriptor)
+
+    with closing(overlay(tmp_path / "overlay", contents)) as device:
+        for data, step, most in ((b"a" * BLOCK, 4 * BLOCK, 20), (b"b" * (1 << 20), 1 << 20, 25)):
+            for turn in range(2):
+                for at in range(0, len(contents), step):
+                    device.write(memoryview(data), at)
+                with mock.patch.object(os, "fdatasync", count), device.freeze() as frozen:
+                    frozen.committed(BUILD % (turn + 1), "cd" * 32)
+                    syncs = 0
+            assert 3 <= syncs <= most
+        assert len(device._chain) == 2
+
+
 def test_nothing_written_freezes_nothing(tmp_path: Path) -> None:
     """Without a write the chain does not grow, and what is frozen is the base."""
     with closing(overlay(tmp_path / "overlay")) as device:

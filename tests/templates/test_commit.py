@@ -245,6 +245,24 @@ def test_twenty_commits_stay_flat(host: Host, tmp_path: Path) -> None:
     assert contents_of(host.storage, alone) == expected
 
 
+def test_history_with_too_many_packs_begins_anew(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index has room for so many packs; the commit after that stores every chunk."""
+    for module in ("chunks.build", "templates.commit", "templates.commit_artifacts"):
+        monkeypatch.setattr(f"bootstream.{module}.MAX_PACKS", 3)
+    base = host.build(memfile=sample_contents(SIZE, seed=8))
+    packs = []
+    with host.overlay(base, tmp_path / "overlay") as overlay:
+        for turn in range(6):
+            overlay.write(memoryview(bytes([turn + 1]) * 700), turn * 2 * CHUNK)
+            done = host.commit(overlay, base).published.manifest
+            packs.append(len(load(host.storage, done, ROOTFS).packs))
+            assert contents_of(host.storage, done) == read_all(overlay)
+            assert not verify_build(host.storage, done).problems
+    assert packs == [2, 3, 1, 2, 3, 1]
+
+
 def test_compact_keeps_to_the_budget(host: Host, tmp_path: Path) -> None:
     """Only as much is stored anew as the budget asks for; the bytes are the same."""
     source = random.Random(5)

@@ -309,7 +309,7 @@ class Layer:
         ``pause`` is called every few MiB. Raises OSError.
         """
         blocks = len(self.states)
-        first = 0
+        first = copied = 0
         while first < blocks:
             found = _OTHERS[BASE].search(upper.states, first)
             if found is None:
@@ -326,7 +326,10 @@ class Layer:
                     self._copy(upper, first << _SHIFT, (stop - first) << _SHIFT)
                 self._set(first, stop - 1, state)
             self.unsynced = True
-            pause()
+            copied += stop - first if state == WRITTEN else 0
+            if copied >= _MERGE:
+                pause()
+                copied = 0
             first = stop
 
     def _copy(self, upper: Layer, offset: int, length: int) -> None:
