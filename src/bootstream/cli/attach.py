@@ -71,7 +71,9 @@ _POLL_SECONDS = 0.1
     show_default=True,
     help="Let requests wait so long for a server that is gone.",
 )
-@click.option("--block-size", type=click.INT, metavar="BYTES", help="Logical block: 512 to 4096.")
+@click.option(
+    "--block-size", type=click.INT, metavar="BYTES", help="Logical block: 512, up to 4096."
+)
 @click.option("--resume", is_flag=True, help="Take over --device, whose process was killed.")
 @click.option("--list", "list_", is_flag=True, help="List the devices that are attached.")
 @click.option("--clean", "clean_", is_flag=True, help="Detach what killed processes left.")

@@ -49,8 +49,8 @@ class Options:
         connections: most connections; one, where the server does not allow more.
         read_only: refuse writes, whatever the server allows.
         timeout, dead_timeout: seconds.
-        block_size: the device's logical block in bytes; None takes the largest up to 4096
-            that divides the size.
+        block_size: the device's logical block in bytes; None takes the smallest, since a
+            file system with smaller blocks than the device's cannot be mounted.
     """
 
     index: int | None = None
@@ -287,8 +287,8 @@ def _block_size(uri: str, agreement: Agreement, wanted: int | None) -> int:
     """Return the logical block size: the kernel takes powers of two from 512 to a page."""
     size = agreement.size
     least = max(_SECTOR, agreement.minimum_block)
-    block = min(_PAGE, size & -size) if wanted is None else wanted
-    if not block or block & (block - 1) or not least <= block <= _PAGE or size % block:
+    block = least if wanted is None else wanted
+    if not size or block & (block - 1) or not least <= block <= _PAGE or size % block:
         raise InvalidInput(
             f"an export of {size} bytes cannot be a device of {block} byte blocks: the kernel "
             f"takes powers of two from {least} to {_PAGE} that divide the size",
