@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +116,28 @@ def test_wrong_password(server: LocalOciServer, layout: Path) -> None:
     reference = f"docker://{server.registry_host}/{server.namespace}/{server.repository}:x"
     with pytest.raises(AssertionError, match=r"(?i)unauthorized|authentication|auth token"):
         copy(f"oci:{layout}:t", reference, "--dest-creds", "local/local:wrong")
+
+
+def test_commands_of_the_page(server: LocalOciServer, layout: Path) -> None:
+    """docs/local-oci.md shows what works, with another image and another file."""
+    page = (Path(__file__).parents[2] / "docs" / "local-oci.md").read_text("utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    start, source, commands = block.split("\n", 2)
+    assert start.startswith("bootstream local-oci --registry --write-env ")
+    script = f"{source}\n{commands}".replace("~/oci.env", str(server.folder / "oci.env"))
+    script = script.replace("docker://debian:12", f"--insecure-policy oci:{layout}:t")
+    login = {"OCIR_USERNAME": server.registry_user, "OCIR_PASSWORD": server.registry_password}
+    tools = Path(sys.executable).parent.parent / "tools" / "bin"
+    result = subprocess.run(
+        ["sh", "-eu", "-c", script],
+        env=os.environ | login | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=28,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f'"display-name": "{server.repository}:t1"' in result.stdout
 
 
 def processes_below(process: int) -> list[int]:
