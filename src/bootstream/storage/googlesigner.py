@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from bootstream.errors import PermissionDenied, Unavailable
@@ -58,9 +59,11 @@ class GoogleSigner:
             Unavailable: Google cannot be asked for one.
         """
         headers = dict(request.headers)
-        if self._anonymous:
-            return headers
         with self._lock:
+            if self._google is _LATER and not self._anonymous:
+                self._anonymous = self._without_tokens()
+            if self._anonymous:
+                return headers
             if self._google is _LATER:
                 self._google = self._find()
             if self._google is None:
@@ -69,6 +72,17 @@ class GoogleSigner:
                 self._renew()
             headers["authorization"] = f"Bearer {self._google.token}"
         return headers
+
+    def _without_tokens(self) -> bool:
+        """Tell whether the key says ``disable_oauth``, obstore's own word for emulators."""
+        try:
+            text = self._key
+            if text is None and self._file is not None:
+                text = Path(self._file).read_text()
+            found = json.loads(text or "null")
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and found.get("disable_oauth") is True
 
     def _find(self) -> Any:
         try:
@@ -81,13 +95,15 @@ class GoogleSigner:
         keys: Any = service_account.Credentials
         try:
             if self._key is not None:
-                return keys.from_service_account_info(json.loads(self._key), scopes=_SCOPES)
+                found = keys.from_service_account_info(json.loads(self._key), scopes=_SCOPES)
+                return _signing_itself(found)
             if self._file is None:
-                return auth.default(scopes=_SCOPES, request=self._transport())[0]
+                return _signing_itself(auth.default(scopes=_SCOPES, request=self._transport())[0])
             with warnings.catch_warnings():
                 # It warns of files from strangers. This one is the operator's own, of any kind.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                return auth.load_credentials_from_file(os.fspath(self._file), scopes=_SCOPES)[0]
+                found = auth.load_credentials_from_file(os.fspath(self._file), scopes=_SCOPES)[0]
+                return _signing_itself(found)
         except (GoogleAuthError, ValueError, OSError):
             return None
 
@@ -131,3 +147,12 @@ class GoogleSigner:
                 return request(pool)(url, method, body, headers, timeout or 60)
 
         return ask
+
+
+def _signing_itself(found: Any) -> Any:
+    """Return credentials whose key signs tokens here, as obstore does, if they have a key.
+
+    Google's services take such a token as it is; no token service has to be asked.
+    """
+    signing = getattr(found, "with_always_use_jwt_access", None)
+    return found if signing is None else signing(True)

@@ -200,7 +200,8 @@ def test_left_uploads_of_google_are_collected(tmp_path: Path) -> None:
         assert store.collect_uploads(NOW) == 0
 
 
-def account(token_uri: str) -> str:
+def account() -> str:
+    """The key of a service account, whose token service is nowhere."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -208,14 +209,35 @@ def account(token_uri: str) -> str:
         serialization.NoEncryption(),
     ).decode()
     fields = {"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com"}
-    return json.dumps(fields | {"private_key": pem, "token_uri": token_uri})
+    return json.dumps(fields | {"private_key": pem, "token_uri": "http://127.0.0.1:9/token"})
+
+
+def workforce(file: Path, url: str) -> Path:
+    """Credentials of a person, which a token service exchanges for a token."""
+    fields = {"type": "external_account_authorized_user", "token_url": f"{url}/token"}
+    secrets = {"client_id": "id", "client_secret": "s3cret", "refresh_token": "r"}
+    file.write_text(json.dumps(fields | secrets | {"token_info_url": f"{url}/info"}))
+    return file
 
 
 REQUEST = Unsigned("GET", "storage.googleapis.com", "/bucket", "uploads=")
 
 
-def test_tokens_of_a_service_account(tmp_path: Path) -> None:
-    """One assertion is exchanged for a token, which serves until it expires."""
+def test_tokens_that_a_key_signs(tmp_path: Path) -> None:
+    """A service account's key signs its own tokens; nobody is asked, headers stay."""
+    file = tmp_path / "key.json"
+    file.write_text(account())
+    for signer in (GoogleSigner(key=account()), GoogleSigner(credentials=file)):
+        headers = signer(REQUEST._replace(headers={"x-goog-meta-a": "b"}))
+        assert headers is not None
+        assert headers["x-goog-meta-a"] == "b"
+        kind, _, token = headers["authorization"].partition(" ")
+        assert (kind, len(token.split("."))) == ("Bearer", 3)
+        assert signer(REQUEST) == {"authorization": headers["authorization"]}
+
+
+def test_tokens_of_a_service(tmp_path: Path) -> None:
+    """One token is asked for, and serves until it expires."""
     asked: list[dict[str, list[str]]] = []
 
     def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> Reply:
@@ -226,19 +248,14 @@ def test_tokens_of_a_service_account(tmp_path: Path) -> None:
         return 200, {"Content-Type": "application/json"}, json.dumps(token).encode()
 
     with scripted(answer) as url:
-        key = account(f"{url}/token")
-        file = tmp_path / "key.json"
-        file.write_text(key)
-        for signer in (GoogleSigner(key=key), GoogleSigner(credentials=file)):
-            for _ in range(2):
-                headers = signer(REQUEST._replace(headers={"x-goog-meta-a": "b"}))
-                assert headers == {"authorization": "Bearer t0ken", "x-goog-meta-a": "b"}
-    assert len(asked) == 2
-    assert all(len(form["assertion"][0].split(".")) == 3 for form in asked)
+        signer = GoogleSigner(credentials=workforce(tmp_path / "user.json", url))
+        for _ in range(2):
+            assert signer(REQUEST) == {"authorization": "Bearer t0ken"}
+    assert [form["grant_type"] for form in asked] == [["refresh_token"]]
 
 
-def test_no_token() -> None:
-    """Refused, not reachable, not there at all: three things; none shows the key."""
+def test_no_token(tmp_path: Path) -> None:
+    """Refused, not reachable, not there at all: three things; none shows a secret."""
 
     def answer(_method: str, _target: str, _headers: dict[str, str], _body: bytes) -> Reply:
         refused = b'{"error": "invalid_grant", "error_description": "no"}'
@@ -246,10 +263,11 @@ def test_no_token() -> None:
 
     with scripted(answer) as url:
         with pytest.raises(PermissionDenied, match="no access token") as denied:
-            GoogleSigner(key=account(f"{url}/token"))(REQUEST)
-        assert "PRIVATE" not in str(denied.value)
+            GoogleSigner(credentials=workforce(tmp_path / "user.json", url))(REQUEST)
+        assert "s3cret" not in str(denied.value)
     with pytest.raises(Unavailable):
-        GoogleSigner(key=account("http://127.0.0.1:9/token"))(REQUEST)
+        GoogleSigner(credentials=workforce(tmp_path / "user.json", "http://127.0.0.1:9"))(REQUEST)
     for key in ("{}", "no json", '{"type": "service_account"}'):
         assert GoogleSigner(key=key)(REQUEST) is None
     assert GoogleSigner(anonymous=True)(REQUEST) == {}
+    assert GoogleSigner(key='{"disable_oauth": true}')(REQUEST) == {}, "as obstore has it"
