@@ -42,7 +42,7 @@ def exported(cli: CommandLine, ref: str, folder: Path) -> bytes:
 
 
 def slow(seed: int) -> bytes:
-    """A MiB that takes a fifth of a second and more to compress at level 19."""
+    """A MiB that takes a tenth of a second to compress at level 19."""
     return random.Random(seed).randbytes(1 << 19).hex().encode()
 
 
@@ -76,6 +76,32 @@ def test_live(cli: CommandLine, tmp_path: Path) -> None:
     assert second["artifacts"]["rootfs.ext4"]["new_chunks"] == 1
     assert cli.json("show", "vm:other")["build_id"] == first["build_id"]
     assert cli.json("verify", "copy")["ok"]
+
+
+def test_fio_notices_nothing(cli: CommandLine, tmp_path: Path) -> None:
+    """Random writes that fio verifies, while commit after commit freezes, stores and merges."""
+    path = tmp_path / "s"
+    (tmp_path / "disk").write_bytes(bytes(16 << 20))
+    cli.ok("import", tmp_path / "disk", "-t", "fio")
+    arguments = ("serve", "fio", "--socket", path, "--overlay", tmp_path / "overlay")
+    with running(cli, *arguments) as (_, line):
+        command = [
+            "fio", "--name=verify", "--ioengine=nbd", f"--uri={line}", "--rw=randwrite",
+            "--bsrange=512-64k", "--bs_unaligned", "--size=16M", "--iodepth=8",
+            "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0",
+            "--randseed=5", "--fsync=64", "--rate=5M",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as fio:
+            commits = []
+            while fio.poll() is None:
+                commits.append(cli.json("commit", path))
+            assert fio.stdout is not None
+            assert fio.returncode == 0, fio.stdout.read().decode()
+        assert len(commits) > 2
+        assert sum(done["changed_bytes"] > 0 for done in commits) > 1
+        last = cli.ok("commit", path)
+        run("nbdcopy", line, tmp_path / "copy")
+        assert exported(cli, last, tmp_path) == (tmp_path / "copy").read_bytes()
 
 
 def test_overlay_file(cli: CommandLine, tmp_path: Path) -> None:
