@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
@@ -32,6 +33,7 @@ from bootstream.images.transport import Answer, Transport
 
 _MAX_BODY = 8 << 20
 _MAX_PAGES = 10_000
+_SKEW = 300.0  # seconds that signatures may be old
 _TRANSIENT = frozenset({408, 425, 500, 502, 503, 504})
 
 
@@ -192,7 +194,8 @@ class Api:
     def _refused(self, answer: Answer, operation: str, object: str) -> BootstreamError:
         error = _classify(answer.status, said_by(answer), answer.origin.host)
         if isinstance(error, PermissionDenied):
-            error.remedy = self._remedy
+            off = _clock_off(answer.header("Date")) if answer.status == 401 else None
+            error.remedy = off or self._remedy
         error.operation = operation
         error.object = object
         error.request_id = answer.header("opc-request-id") or answer.header("x-ms-request-id")
@@ -233,6 +236,21 @@ def said_by(answer: Answer) -> str:
         text = ": ".join(str(part) for part in parts if part)
         return "".join(c if c.isprintable() else "?" for c in text)[:300].rstrip(".")
     return ""
+
+
+def _clock_off(date: str | None) -> str | None:
+    """Return a remedy where this machine's clock is so wrong that signatures are refused."""
+    try:
+        there = parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    off = time.time() - there
+    if abs(off) <= _SKEW:
+        return None
+    return (
+        f"this machine's clock is {abs(off):.0f} seconds {'ahead of' if off > 0 else 'behind'} the "
+        "server's: set it (timedatectl, chronyc makestep)"
+    )
 
 
 def _classify(status: int, said: str, host: str) -> BootstreamError:

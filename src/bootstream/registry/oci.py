@@ -204,19 +204,18 @@ class OCIArtifactsRegistry(RemoteRegistry):
     # -- repositories and tags ----------------------------------------------------------------
 
     def make_repository(self, repository: str) -> None:
-        """See ``RemoteRegistry``. Without a principal, a user's first push may make it."""
-        try:
-            api = self._artifacts_api()
-        except BootstreamError:
-            if self._user is not None:
-                return
-            raise
+        """See ``RemoteRegistry``. Without a principal it has to be there for a user."""
         name = self._below_namespace(repository)
         try:
+            api = self._artifacts_api()
             if api.find_repository(name) is not None:
                 return
         except PermissionDenied:
             return  # who may not look may still push to what is there
+        except BootstreamError:
+            if self._user is not None:
+                return  # there may be no principal, and the API nowhere near
+            raise
         api.create_repository(name)
 
     def repositories(self) -> Iterator[str]:

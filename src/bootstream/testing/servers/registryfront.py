@@ -107,7 +107,7 @@ class RegistryFront:
                 except Refused as error:
                     status, headers, body = json_reply(error.body, error.status)
                     headers = {**headers, **error.headers}
-                self.send_response(status)
+                self.send_response_only(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 if "Content-Length" not in headers:
