@@ -150,6 +150,12 @@ def test_manifest_of_missing_blobs(docker: Docker) -> None:
     assert docker.get("missing").status == 404
 
 
+def test_manifest_that_is_too_large(docker: Docker) -> None:
+    """Over 4 MiB is refused, in the protocol's form."""
+    answer = docker.put("large", bytes((4 * MIB) + 1))
+    assert (answer.status, code_of(answer)) == (413, "SIZE_INVALID")
+
+
 def test_tags_in_pages(docker: Docker) -> None:
     """In order, each once, by links."""
     name = "local/paged"

@@ -117,12 +117,20 @@ class Registry:
             return None
         try:
             if path != TOKEN_PATH:
-                return self._proxy.handle(request)
+                return self._protocol(request)
             if request.method != "GET":
                 raise ApiError(405, "MethodNotAllowed", "a token is got with GET")
             return self._gate.give_token(request)
         except RegistryError as error:
             return error.response()
+
+    def _protocol(self, request: Request) -> Response:
+        """Answer ``/v2/``, where every error is the protocol's."""
+        try:
+            return self._proxy.handle(request)
+        except ApiError as error:
+            code = "SIZE_INVALID" if error.status == 413 else "UNKNOWN"
+            raise RegistryError(error.status, code, error.message, headers=error.headers) from error
 
     def close(self) -> None:
         """End the process, and close what is open. Idempotent."""
