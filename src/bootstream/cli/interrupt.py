@@ -37,6 +37,7 @@ class Interruption:
         self._settled = False
         self._previous: dict[int, _Handler] = {}
         self._pipe: tuple[int, int] | None = None
+        self._wakeup = -1
 
     def check(self) -> None:
         """Raise Cancelled once somebody asked for an end."""
@@ -47,7 +48,8 @@ class Interruption:
     def wait(self) -> None:
         """Return once a signal asked for an end; in the main thread, while entered."""
         assert self._pipe is not None
-        os.read(self._pipe[0], 1)
+        while self.signum is None:
+            os.read(self._pipe[0], 1)
         self._noticed = True
 
     def settle(self) -> None:
@@ -63,6 +65,10 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
+            # The kernel may hand a signal to any thread, which does not end a read of the main
+            # one: so the interpreter writes to the pipe as well, wherever it comes.
+            os.set_blocking(self._pipe[1], False)
+            self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for signum in _SIGNALS:
                 if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
                     self._previous[signum] = signal.signal(signum, self._asked)
@@ -77,8 +83,6 @@ class Interruption:
             os.kill(os.getpid(), signum)
             return
         self.signum = signum
-        assert self._pipe is not None
-        os.write(self._pipe[1], b"!")
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
     def _lost_patience(self, _signum: int, _frame: FrameType | None) -> None:
@@ -99,6 +103,7 @@ class Interruption:
             signal.signal(signum, signal.SIG_IGN if ignored else handler)
         self._previous.clear()
         if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup)
             for descriptor in self._pipe:
                 os.close(descriptor)
             self._pipe = None
