@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import socketserver
@@ -573,6 +574,44 @@ def test_a_killed_push_leaves_no_tag(layout: Path, before: Proxy, empty: DockerR
     assert head_manifest(client_of(f"{empty.host}/a/b"), "1") is None
     digest = push(layout, client_of(f"{before.host}/a/b"))
     assert inspect(f"docker://{empty.host}/a/b:1")["Digest"] == digest
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_trouble_at_any_time(
+    layout: Path, before: Proxy, empty: DockerRegistry, tmp_path: Path, seed: int
+) -> None:
+    """Requests lost, answers lost, bodies cut, refusals: the image is there whole, or no tag is."""
+    chance = random.Random(seed)
+    lock = threading.Lock()
+
+    def behave(handler: ProxyHandler) -> None:
+        with lock:
+            what = chance.choice(["reset", "cut", "lost", "503", "429", "404"] + ["forward"] * 8)
+        length = int(handler.headers.get("Content-Length") or 0)
+        if what == "cut" and length > 1:
+            handler.cut(length // 2)
+        elif what == "lost":
+            handler.forward_only()
+            handler.reset()
+        elif what in ("503", "429") or (what == "404" and "/uploads/" in handler.path):
+            handler.rfile.read(length)
+            code = {"404": "BLOB_UPLOAD_UNKNOWN"}.get(what, "TOOMANYREQUESTS")
+            body = json.dumps({"errors": [{"code": code}]}).encode()
+            handler.answer(int(what), body, Content_Type="application/json")
+        elif what == "reset":
+            handler.reset()
+        else:
+            handler.forward()
+
+    before.behave = behave
+    retry = Retry(attempts=8, base=0.01, cap=0.02)
+    try:
+        digest = push(layout, client_of(f"{before.host}/a/b"), retry=retry)
+    except (Unavailable, Throttled):
+        assert head_manifest(client_of(f"{empty.host}/a/b"), "1") is None
+    else:
+        assert inspect(f"docker://{empty.host}/a/b:1")["Digest"] == digest
+        pulls(empty.host, "a/b:1", tmp_path)
 
 
 @pytest.mark.parametrize("limit", [2_000_000, 1_000_000])

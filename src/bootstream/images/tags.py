@@ -126,13 +126,15 @@ def _strings(document: Any, key: str, name: str) -> list[str]:
     return found
 
 
-def head_manifest(client: RegistryClient, version: str) -> Descriptor | None:
+def head_manifest(
+    client: RegistryClient, version: str, *, retry: Retry | None = None
+) -> Descriptor | None:
     """Return what a tag or digest names in the client's repository; None if there is nothing.
 
     Raises:
         PermissionDenied, Throttled, Unavailable, InvalidInput, Corrupt: as the registry answers.
     """
-    return Retry().run(lambda: _head(client, version), time.sleep)
+    return (retry or Retry()).run(lambda: _head(client, version), time.sleep)
 
 
 def _head(client: RegistryClient, version: str) -> Descriptor | None:

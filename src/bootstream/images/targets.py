@@ -113,7 +113,7 @@ class RegistryTarget:
 
     def put_document(self, descriptor: Descriptor, data: bytes) -> None:
         """See ``Target``."""
-        if head_manifest(self.client, descriptor.digest) is None:
+        if head_manifest(self.client, descriptor.digest, retry=self._retry) is None:
             self._put(descriptor, data, descriptor.digest)
 
     def put_root(self, descriptor: Descriptor, data: bytes) -> None:
@@ -131,7 +131,7 @@ class RegistryTarget:
 
     def _is_tagged(self, descriptor: Descriptor) -> bool:
         assert self._tag is not None
-        there = head_manifest(self.client, self._tag)
+        there = head_manifest(self.client, self._tag, retry=self._retry)
         return there is not None and there.digest == descriptor.digest
 
     def _put(self, descriptor: Descriptor, data: bytes, version: str) -> None:
