@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootstream.testing.cli import CommandLine
+from bootstream.testing.cli import COMMAND, CommandLine
 from bootstream.testing.debian import debian_layout
+from bootstream.testing.images import LayerBuilder, write_layout
 
 MARKER = 'perl -e \'print "up: ", 6 * 7, "\\n"\'; cat /srv/message; exit 7'
 
@@ -84,6 +89,60 @@ def test_writes_are_kept_in_the_overlay(
     assert code == 0
     code, console, _ = boot(cli, kernel, template, *overlay, "--cmd", "cat /root/note")
     assert (code, console) == (0, "kept\n")
+
+
+def test_a_template_with_an_init_and_a_kernel_of_its_own(
+    cli: CommandLine, kernel: Path, tmp_path: Path
+) -> None:
+    """Its /sbin/init runs, with its own kernel, and switches the machine off."""
+    layer = LayerBuilder()
+    layer.file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755)
+    script = "#!/bin/busybox sh\n/bin/busybox echo init runs\n/bin/busybox poweroff -f\n"
+    layer.file("sbin/init", script.encode(), mode=0o755)
+    for path in kernel.rglob("*"):
+        name = str(path.relative_to(kernel))
+        wanted = ("vmlinuz-", "modules.", "virtio")
+        if path.is_file() and path.name.startswith(wanted):
+            layer.file(name, path.read_bytes())
+    write_layout(tmp_path / "image", [layer], tag="1")
+    cli.ok("build", f"oci:{tmp_path / 'image'}:1", "-t", "own")
+    result = cli("boot", "own", "--json", "--time-limit", "25s")
+    assert result.code == 0, result
+    assert result.stdout.startswith("init runs")
+    report = json.loads(result.stdout[result.stdout.index("{\n") :])
+    assert report["kernel"].startswith("the template:/boot/vmlinuz-")
+    assert report["exit_code"] is None
+    assert report["events"][-1]["detail"] == "/sbin/init"
+
+
+def test_the_terminal_is_the_console(cli: CommandLine, kernel: Path, template: str) -> None:
+    """Without a command and an init there is a shell on the terminal; Ctrl-A X ends it all."""
+    ours, theirs = pty.openpty()
+    command = ["boot", template, "--kernel", str(kernel), "--time-limit", "25s"]
+    process = subprocess.Popen(
+        [*COMMAND, *command], env=cli.variables, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        assert "Ctrl-A X" in (said := until(ours, "# ")), said
+        os.write(ours, b"echo typed $((6 * 7))\r")
+        until(ours, "typed 42")
+        os.write(ours, b"\x01x")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def until(terminal: int, text: str) -> str:
+    """Read a terminal until it shows ``text``; return all of it."""
+    said = ""
+    while text not in said:
+        readable, _, _ = select.select([terminal], [], [], 20)
+        assert readable, f"no {text!r} in {said!r}"
+        said += os.read(terminal, 4096).decode("utf-8", "replace")
+    return said
 
 
 def test_a_guest_that_does_not_end(cli: CommandLine, template: str, kernel: Path) -> None:

@@ -274,6 +274,37 @@ a.detach()
     assert served.read("/during") == b"during\n"
 
 
+def test_served_and_attached_by_one_process(guest: Guest, served: Served) -> None:
+    """The kernel's requests are answered by the process that waits for the kernel.
+
+    Over a unix socket inside the guest; the disk is a file there.
+    """
+    del served  # only what it cleans up after
+    guest.python(
+        """
+from bootstream.block.file import FileDevice
+from bootstream.nbd.server import Export, Server
+with open("/run/disk", "wb") as file:
+    file.truncate(16 << 20)
+shell("mkfs.ext4 -q -F /run/disk")
+device = FileDevice(Path("/run/disk"), writable=True)
+with Server({"disk": Export(device)}, default="disk") as server:
+    uri = server.listen_unix("/run/disk.sock")
+    server.start()
+    a = attach(uri, records, Options(connections=3))
+    with Watch(a):
+        shell(f"mount {a.path} /mnt && head -c 4000000 /dev/urandom > /mnt/x && sync")
+        summed = shell("sha256sum < /mnt/x && umount /mnt")
+    a.detach()
+    a = attach(uri, records, Options(connections=1, read_only=True))
+    assert shell(f"mount -o ro,noload {a.path} /mnt && sha256sum < /mnt/x && umount /mnt") == summed
+    a.detach()
+device.close()
+os.unlink("/run/disk")
+"""
+    )
+
+
 def test_what_a_killed_process_leaves(guest: Guest, served: Served) -> None:
     """Its device is found, left alone while mounted, and cleaned; others' are never touched."""
     guest.python(

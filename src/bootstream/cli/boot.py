@@ -18,12 +18,12 @@ from bootstream.cli.base import AGE, REF, SIZE, json_option, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.errors import from_os_error
 from bootstream.cli.output import emit_json
-from bootstream.errors import BootstreamError, InvalidInput, NotFound
+from bootstream.errors import BootstreamError, Corrupt, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from bootstream.rootfs.ext4.reader import Ext4FileSystem
     from bootstream.vm.boot import Ended, Event, Plan
-    from bootstream.vm.kernel import Kernel
+    from bootstream.vm.kernel import Files, Kernel
 
 _MAX_FILE = 64 << 20
 # Imports of the vm layer are inside: --help needs none of it.
@@ -118,7 +118,7 @@ def boot(cli: Cli, /, ref: str, **options: Any) -> int:
         return 0
     with cli.interruption, ExitStack() as stack:
         uri = stack.enter_context(exported(cli, ref, options))
-        plan = _plan(cli, uri, options)
+        plan = _plan(cli, uri, stack, options)
         ended = _boot(cli, plan, ref)
     _report(ref, plan, ended, options)
     return ended.exit_code or 0
@@ -147,14 +147,14 @@ def is_uri(ref: str) -> bool:
     return ref.startswith(("nbd:", "nbd+unix:", "nbds:"))
 
 
-def _plan(cli: Cli, uri: str, options: dict[str, Any]) -> Plan:
+def _plan(cli: Cli, uri: str, stack: ExitStack, options: dict[str, Any]) -> Plan:
     from bootstream.vm import accel  # noqa: PLC0415 - not for --help
     from bootstream.vm.boot import Plan  # noqa: PLC0415
     from bootstream.vm.initrd import find_busybox  # noqa: PLC0415
 
     command: str | None = options["command"]
     plan = Plan(
-        kernel=_kernel(options["kernel"], uri),
+        kernel=_kernel(options["kernel"], uri, stack),
         busybox=find_busybox(options["busybox"]),
         root=uri,
         command=command,
@@ -175,8 +175,11 @@ def _plan(cli: Cli, uri: str, options: dict[str, Any]) -> Plan:
     return replace(plan, accel=choice)
 
 
-def _kernel(path: Path | None, uri: str) -> Kernel:
-    """Return the kernel that is named, or one from the template, or from this host."""
+def _kernel(path: Path | None, uri: str, stack: ExitStack) -> Kernel:
+    """Return the kernel that is named, or one from the template, or from this host.
+
+    Its modules are read later; ``stack`` closes what they are read through.
+    """
     from bootstream.nbd.client import connect  # noqa: PLC0415 - as above
     from bootstream.rootfs.ext4.reader import Ext4FileSystem  # noqa: PLC0415
     from bootstream.vm.kernel import (  # noqa: PLC0415
@@ -188,9 +191,13 @@ def _kernel(path: Path | None, uri: str) -> Kernel:
 
     if path is not None:
         return kernel_in(path) if path.is_dir() else load_kernel(path)
-    with connect(uri) as client:
+    client = stack.enter_context(connect(uri))
+    trees: dict[str, Files] = {"this host": HostFiles(Path("/"))}
+    try:
         inside = TemplateFiles(Ext4FileSystem(client.read_into, client.size))
-        return find_kernel({"the template": inside, "this host": HostFiles(Path("/"))})
+    except Corrupt:  # no ext4: then it brings no kernel, and the guest says the rest
+        return find_kernel(trees)
+    return find_kernel({"the template": inside, **trees})
 
 
 class TemplateFiles:

@@ -45,7 +45,8 @@ class Plan:
         cpus: how many.
         network: a network of its own, in which the host is 10.0.2.2.
         read_only: mount the root read-only.
-        interactive: the terminal is the guest's console.
+        interactive: the terminal is the guest's console; without a command, what is on
+            standard input reaches the guest in any case.
         append: further kernel arguments.
         time_limit: seconds; None waits forever.
     """
@@ -182,7 +183,7 @@ def _run(
         process = reports.start(
             lambda: subprocess.Popen(
                 command,
-                stdin=None if plan.interactive else subprocess.DEVNULL,
+                stdin=None if plan.command is None and plan.root else subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
             )

@@ -7,7 +7,6 @@ bzImage. An uncompressed kernel says ``Linux version …`` somewhere in its data
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -17,7 +16,8 @@ from bootstream.vm.modules import Modules
 
 _HEADER = 0x202
 _VERSION = 0x20E
-_BANNER = re.compile(rb"Linux version ([!-~]{1,64}) ")
+_RELEASE = re.compile(rb"[\w.+~-]{1,64}")  # a name for a folder, and no path
+_BANNER = re.compile(rb"Linux version ([\w.+~-]{1,64}) ")
 _MAX_KERNEL = 1 << 28
 _ELF = b"\x7fELF"
 
@@ -81,11 +81,9 @@ def kernel_version(image: bytes, *, name: str) -> str:
         InvalidInput: it is no kernel that can be booted here.
     """
     if image[_HEADER : _HEADER + 4] == b"HdrS":
-        (offset,) = struct.unpack_from("<H", image, _VERSION)
-        if not offset:
-            return ""
-        line = image[offset + 0x200 : offset + 0x200 + 256].partition(b"\0")[0]
-        return line.partition(b" ")[0].decode("ascii", "replace")
+        offset = int.from_bytes(image[_VERSION : _VERSION + 2], "little")
+        match = _RELEASE.match(image, offset + 0x200) if offset else None
+        return match[0].decode() if match else ""
     if image.startswith(_ELF):
         match = _BANNER.search(image)
         return match[1].decode() if match else ""
