@@ -171,6 +171,25 @@ def test_refusals_name_the_statement(oci: LocalOciServer, opened: Opener, tmp_pa
         oci.set_policies(None)
 
 
+def test_who_may_only_read(oci: LocalOciServer, opened: Opener, tmp_path: Path) -> None:
+    """Pulling needs REPOSITORY_READ and nothing more."""
+    registry = opened()
+    build = new_build()
+    digest = pushed(registry, tmp_path / "images", build)
+    name = registry.names().prefix.partition("/")[2]
+    statement = (
+        "Allow any-user to manage repos in tenancy where all "
+        f"{{target.repo.name='{name}', request.permission='REPOSITORY_READ'}}"
+    )
+    oci.set_policies({"statements": [statement]})
+    try:
+        image = opened(repository=name).get_image("py", build)
+        image.fetch(NO_PROGRESS)
+        assert image.digest == digest
+    finally:
+        oci.set_policies(None)
+
+
 def test_immutable_repositories(
     oci: LocalOciServer, instance: Principal, opened: Opener, tmp_path: Path
 ) -> None:

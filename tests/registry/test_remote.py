@@ -45,7 +45,7 @@ class Plain(RemoteRegistry):
     def host(self) -> str:
         return self._host
 
-    def credentials(self, repository: str) -> CredentialSource:
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource:
         return self._user
 
     def remove(self, repository: str, tag: str) -> None:

@@ -103,9 +103,9 @@ class AWSArtifactsRegistry(RemoteRegistry):
         """See ``RemoteRegistry``."""
         return self._where.plain_http if self._where is not None else self.access.plain_http
 
-    def credentials(self, repository: str) -> CredentialSource | BearerSource:
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource | BearerSource:
         """See ``RemoteRegistry``."""
-        del repository
+        del repository, writing
         return EcrCredentials(self._tokens)
 
     def make_repository(self, repository: str) -> None:

@@ -107,9 +107,9 @@ class AzureArtifactsRegistry(RemoteRegistry):
         """See ``RemoteRegistry``."""
         return self._where.plain_http
 
-    def credentials(self, repository: str) -> CredentialSource | BearerSource:
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource | BearerSource:
         """See ``RemoteRegistry``."""
-        del repository
+        del repository, writing
         return _AcrCredentials(self._tokens)
 
     def repositories(self) -> Iterator[str]:

@@ -136,9 +136,9 @@ class GCPArtifactsRegistry(RemoteRegistry):
         """See ``RemoteRegistry``."""
         return self._where.plain_http
 
-    def credentials(self, repository: str) -> CredentialSource | BearerSource:
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource | BearerSource:
         """See ``RemoteRegistry``."""
-        del repository
+        del repository, writing
         return GoogleCredentials(self._tokens)
 
     def principal(self) -> str | None:

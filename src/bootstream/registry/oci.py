@@ -21,7 +21,7 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.images.credentials import BearerSource, Credentials, CredentialSource
-from bootstream.images.scopes import PUSH, repository_scope
+from bootstream.images.scopes import PULL, PUSH, repository_scope
 from bootstream.images.tags import head_manifest
 from bootstream.images.transport import Transport
 from bootstream.registry.api import Api
@@ -179,11 +179,12 @@ class OCIArtifactsRegistry(RemoteRegistry):
 
     # -- signing in ---------------------------------------------------------------------------
 
-    def credentials(self, repository: str) -> CredentialSource | BearerSource:
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource | BearerSource:
         """See ``RemoteRegistry``."""
         if self._user is not None:
             return _User(self._user)
-        return _Bearer(self._principals_tokens(), repository_scope(repository, PUSH))
+        scope = repository_scope(repository, PUSH if writing else PULL)
+        return _Bearer(self._principals_tokens(), scope)
 
     def _principals_tokens(self) -> OcirTokens:
         with self._found:

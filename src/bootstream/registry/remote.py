@@ -76,7 +76,7 @@ class RemoteRegistry(ABC):
         self.access = access
         self.create = create
         self._lock = Lock()
-        self._clients: OrderedDict[str, RegistryClient] = OrderedDict()
+        self._clients: OrderedDict[tuple[str, bool], RegistryClient] = OrderedDict()
         self._made: set[str] = set()
 
     # -- what a provider says -----------------------------------------------------------------
@@ -90,8 +90,8 @@ class RemoteRegistry(ABC):
         """Return the registry's host, HOST or HOST:PORT."""
 
     @abstractmethod
-    def credentials(self, repository: str) -> CredentialSource | BearerSource:
-        """Return what a client of one repository signs in with."""
+    def credentials(self, repository: str, *, writing: bool) -> CredentialSource | BearerSource:
+        """Return what a client of one repository signs in with, to read from it or to push."""
 
     @abstractmethod
     def remove(self, repository: str, tag: str) -> None:
@@ -228,19 +228,24 @@ class RemoteRegistry(ABC):
 
     # -- derived ------------------------------------------------------------------------------
 
-    def client(self, repository: str) -> RegistryClient:
-        """Return the client of a repository; the last ones that were used stay open."""
+    def client(self, repository: str, *, writing: bool = False) -> RegistryClient:
+        """Return the client of a repository; the last ones that were used stay open.
+
+        Who only reads asks for no more than that: to who may not push, a token for both may
+        be refused.
+        """
+        key = repository, writing
         with self._lock:
-            client = self._clients.pop(repository, None)
+            client = self._clients.pop(key, None)
             if client is None:
                 client = RegistryClient(
                     RegistryReference(self.host(), repository),
                     plain_http=self.plain_http(),
                     ca_file=self.access.ca_file,
-                    credentials=self.credentials(repository),
+                    credentials=self.credentials(repository, writing=writing),
                     proxies=self.access.proxies,
                 )
-            self._clients[repository] = client
+            self._clients[key] = client
             while len(self._clients) > _KEPT_CLIENTS:
                 self._clients.popitem(last=False)
             return client
@@ -264,9 +269,11 @@ class RemoteRegistry(ABC):
         pattern = names.repositories(template_id)
         yield from (name for name in self.repositories() if pattern.fullmatch(name))
 
-    def _store(self, source: TransferSource, target: RegistryReference, progress: Progress) -> str:
+    def _store(
+        self, source: TransferSource, reference: RegistryReference, progress: Progress
+    ) -> str:
         """Copy to where it belongs; a missing repository is made first."""
-        repository, tag = target.repository, target.tag
+        repository, tag = reference.repository, reference.tag
         assert tag is not None
         not_made: PermissionDenied | None = None
         if self.create:
@@ -276,7 +283,8 @@ class RemoteRegistry(ABC):
                 not_made = error  # it may be there all the same, where one may not look
 
         def store() -> str:
-            return copy(source, RegistryTarget(self.client(repository), tag), progress=progress)
+            target = RegistryTarget(self.client(repository, writing=True), tag)
+            return copy(source, target, progress=progress)
 
         try:
             return self._explained(store, repository, writing=True)
