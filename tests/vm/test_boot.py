@@ -145,6 +145,22 @@ def until(terminal: int, text: str) -> str:
     return said
 
 
+def test_a_killed_boot_leaves_no_machine(cli: CommandLine, kernel: Path, template: str) -> None:
+    """QEMU ends with the process that serves its disk."""
+    command = ("boot", template, "--kernel", kernel, "--cmd", "echo up; exec sleep 99")
+    process = cli.start(*command)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    machines = [os.pidfd_open(int(pid)) for pid in children]
+    assert machines
+    process.kill()
+    process.communicate()
+    for machine in machines:
+        assert select.select([machine], [], [], 20)[0], "the machine runs on"
+        os.close(machine)
+
+
 def test_a_guest_that_does_not_end(cli: CommandLine, template: str, kernel: Path) -> None:
     """The time limit ends it, and says how far it got."""
     command = "/run/bootstream/busybox sleep 99"

@@ -124,7 +124,7 @@ def boot(
         folder = Path(name)
         machine = _prepare(plan, kind, folder)
         tsc = qemu.host_tsc_khz(_cpuinfo())
-        command = qemu.command_line(machine, tsc_khz=tsc)
+        command = [*_bound_to_us(), *qemu.command_line(machine, tsc_khz=tsc)]
         log.info("starting %s", " ".join(command))
         with _Reports(machine.report, on_event) as reports:
             code, seconds, said = _run(command, plan, folder, reports, stdout)
@@ -215,6 +215,16 @@ def _judge(
     if plan.command is not None or Stage.INIT not in last:
         raise _failed("it stopped before its end; its console says more", plan)
     return Ended(None, seconds, tuple(events), kind)
+
+
+def _bound_to_us() -> list[str]:
+    """Return what to put before a command so that it ends when this process is killed.
+
+    A machine whose disk was served here would hang forever. util-linux has it; without, a
+    machine may be left.
+    """
+    program = shutil.which("setpriv")
+    return [] if program is None else [program, "--pdeathsig", "TERM"]
 
 
 def _failed(what: str, plan: Plan) -> BootstreamError:

@@ -7,6 +7,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -48,9 +49,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="nbd-watch", daemon=True)
 
     def __enter__(self) -> Self:
-        self._notices = Control()
-        self._control = Control()
-        self._notices.subscribe()
+        with ExitStack() as stack:
+            self._notices = stack.enter_context(Control())
+            self._control = stack.enter_context(Control())
+            self._notices.subscribe()
+            stack.pop_all()
         self._wake = os.pipe()
         self._thread.start()
         return self
@@ -69,7 +72,9 @@ class Watch:
         self._control.close()
 
     def _run(self) -> None:
-        lost, said = False, False
+        # What died before the notices were asked for was told to nobody: the first attempt
+        # finds out, and changes nothing where all is well.
+        lost, said = not self._reconnect(), False
         pause = _FIRST_PAUSE
         while not self._wait(pause if lost else _LOOK_SECONDS):
             lost |= self._heard()
@@ -90,9 +95,10 @@ class Watch:
 
     def _wait(self, seconds: float) -> bool:
         """Wait for a notice or for the time; True once the block is left."""
-        sources = [self._wake[0], self._notices.fileno()]
-        readable, _, _ = select.select(sources, [], [], seconds)
-        return self._wake[0] in readable
+        poll = select.poll()
+        poll.register(self._wake[0], select.POLLIN)
+        poll.register(self._notices.fileno(), select.POLLIN)
+        return any(descriptor == self._wake[0] for descriptor, _ in poll.poll(1000 * seconds))
 
     def _heard(self) -> bool:
         """Whether our device may have lost a connection."""
