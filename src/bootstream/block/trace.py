@@ -8,17 +8,22 @@ into few large ones that nobody waits for.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from bootstream.errors import Corrupt, InvalidInput
 
 VERSION = 1
-MAX_SIZE = 64 << 20
+MAX_SIZE = 8 << 20
 """Bytes of a stored trace; larger ones are refused."""
-_MAX_CHUNK = 1 << 40
+MOST_TOUCHES = 250_000
+"""Of a trace. What comes later is left out: a boot needs a few thousand."""
+MAX_CHUNKS = 1 << 28
+_MAX_NUMBER = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,16 @@ class Trace:
         """How many chunks there are."""
         return sum(touch.count for touch in self.touches)
 
+    @property
+    def end(self) -> int:
+        """The number after the highest chunk's; 0 if there is none."""
+        return max((touch.first + touch.count for touch in self.touches), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """From the first touch to the last one."""
+        return self.touches[-1].milliseconds / 1000 if self.touches else 0.0
+
     def encode(self) -> bytes:
         """Return what is stored."""
         return json.dumps(
@@ -82,7 +97,7 @@ class Trace:
         try:
             value = json.loads(bytes(data))
             version = value["version"]
-            if isinstance(version, int) and version > VERSION:
+            if type(version) is int and version > VERSION:
                 raise InvalidInput(
                     f"it has version {version}, which is newer than this program",
                     operation="read trace",
@@ -90,25 +105,34 @@ class Trace:
                     remedy="upgrade bootstream",
                 )
             digest, size, boots = value["index_sha256"], value["chunk_size"], value["boots"]
-            touches = tuple(_touch(entry) for entry in value["touches"])
+            entries = value["touches"]
+            if type(entries) is not list or len(entries) > MOST_TOUCHES:
+                raise ValueError("no list of touches")  # noqa: TRY301 - as any other damage
+            touches = tuple(map(_touch, entries))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _corrupt("it is not a trace", name) from error
         numbers = type(size) is int and size > 0 and type(boots) is int and boots > 0
-        if version != VERSION or not isinstance(digest, str) or not numbers:
+        named = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
+        if type(version) is not int or version != VERSION or not named or not numbers:
             raise _corrupt("its head is not that of a trace", name)
-        trace = cls(digest, size, touches, boots)
         if _overlap(touches):
             raise _corrupt("a chunk is in it twice", name)
-        return trace
+        if any(a.milliseconds > b.milliseconds for a, b in pairwise(touches)):
+            raise _corrupt("its touches are not in order", name)
+        return cls(digest, size, touches, boots)
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _touch(entry: Any) -> Touch:
+    if type(entry) is not list or not all(type(number) is int for number in entry):
+        raise ValueError("no touch")
     milliseconds, first, count = entry
-    for number in (milliseconds, first, count):
-        if type(number) is not int or not 0 <= number < _MAX_CHUNK:
-            raise ValueError
-    if not count:
-        raise ValueError
+    if not (0 <= milliseconds < _MAX_NUMBER and first >= 0 and count > 0):
+        raise ValueError("no touch")
+    if first + count > MAX_CHUNKS:
+        raise ValueError("no chunk")
     return Touch(milliseconds, first, count)
 
 
@@ -131,10 +155,14 @@ def _corrupt(what: str, name: str) -> Corrupt:
 
 
 def fold(touches: Iterable[tuple[int, int]]) -> tuple[Touch, ...]:
-    """Make touches of ``(milliseconds, chunk)`` in order, neighbours of one moment together."""
+    """Make touches of ``(milliseconds, chunk)`` in order, neighbours of one moment together.
+
+    A moment before the one before it, as of threads that overtook each other, becomes that.
+    """
     folded: list[Touch] = []
-    for milliseconds, chunk in touches:
+    for moment, chunk in touches:
         last = folded[-1] if folded else None
+        milliseconds = moment if last is None else max(moment, last.milliseconds)
         if (
             last is not None
             and chunk == last.first + last.count
@@ -177,4 +205,13 @@ def merge(traces: Sequence[Trace], *, share: float = 0.5) -> Trace:
         for chunk, count in weight.items()
         if count > share * boots or (len(traces) == 1)
     )
-    return Trace(first.index_sha256, first.chunk_size, fold(kept), boots)
+    return Trace(first.index_sha256, first.chunk_size, fold(kept)[:MOST_TOUCHES], boots)
+
+
+def extend(trace: Trace, chunks: Iterable[int]) -> Trace:
+    """Return a trace with ``chunks`` behind all others, without those that are in it already."""
+    known = set(trace.chunks())
+    end = trace.touches[-1].milliseconds if trace.touches else 0
+    more = [(end, chunk) for chunk in dict.fromkeys(chunks) if chunk not in known]
+    touches = (*trace.touches, *fold(more))
+    return Trace(trace.index_sha256, trace.chunk_size, touches[:MOST_TOUCHES], trace.boots)

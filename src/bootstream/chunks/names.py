@@ -7,15 +7,23 @@ import re
 from bootstream.errors import InvalidInput
 from bootstream.ids import validate_build_id
 
-__all__ = ["artifact_path", "index_path", "pack_path", "validate_artifact", "validate_build_id"]
+__all__ = [
+    "artifact_path",
+    "index_path",
+    "pack_path",
+    "trace_path",
+    "validate_artifact",
+    "validate_build_id",
+]
 
 _ARTIFACT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SUFFIXES = (".pack", ".index", ".trace")
 _RESERVED = frozenset({"heartbeat", "manifest.json"})
 
 
 def validate_artifact(text: str) -> str:
     """Return ``text`` if it may name an artifact; raises InvalidInput."""
-    if _ARTIFACT.fullmatch(text) is None or text.endswith((".pack", ".index")) or text in _RESERVED:
+    if _ARTIFACT.fullmatch(text) is None or text.endswith(_SUFFIXES) or text in _RESERVED:
         raise InvalidInput(
             "this cannot name an artifact",
             operation="read artifact name",
@@ -38,3 +46,8 @@ def pack_path(build_id: str, artifact: str) -> str:
 def index_path(build_id: str, artifact: str) -> str:
     """Where every chunk of the artifact is."""
     return artifact_path(build_id, artifact) + ".index"
+
+
+def trace_path(build_id: str, artifact: str) -> str:
+    """Which chunks a boot touches; not always there, and nothing needs it."""
+    return artifact_path(build_id, artifact) + ".trace"
