@@ -15,6 +15,7 @@ from contextlib import suppress
 from bootstream.nbd.export import Export, Limits
 from bootstream.nbd.failures import FailureLog, log
 from bootstream.nbd.handshake import Handshake
+from bootstream.nbd.poll import Poll
 from bootstream.nbd.protocol import Phase, ProtocolError
 from bootstream.nbd.requests import RequestReader
 from bootstream.nbd.transmission import Buffer, Transmission
@@ -118,10 +119,10 @@ class Connection:
             failures=self._failures,
         )
         reader = RequestReader(chosen.leftover())
-        receive = self._socket.recv_into
+        receive = Poll(self._socket).receive
         try:
             while transmission.answer(reader) and not self._stopping:
-                received = receive(reader.space())
+                received = receive(reader.space(), alone=transmission.answered == 1)
                 if not received:
                     if not reader.idle:
                         log.debug("a client hung up within a request")

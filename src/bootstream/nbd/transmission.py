@@ -96,6 +96,8 @@ class Transmission:
         self._failures = failures
         self._out: list[Buffer] = []
         self._pending = 0
+        self.answered = 0
+        """How many requests the last :meth:`answer` found."""
 
     def answer(self, reader: RequestReader) -> bool:
         """Answer every complete request; False once the client said DISC.
@@ -119,7 +121,9 @@ class Transmission:
         read_warm = self._device.read_warm
         pack_data = replies.DATA.pack
         pending = 0
+        answered = 0
         for command, flags, cookie, offset, length, payload in reader.requests():
+            answered += 1
             if command or flags or not 0 < length < plain or offset + length > size:
                 if command == _DISC:
                     return False
@@ -145,6 +149,7 @@ class Transmission:
             if pending >= _SEND:
                 self._send_out()
                 pending = 0
+        self.answered = answered
         return True
 
     def _other(
