@@ -229,6 +229,11 @@ class ChunkedDevice:
     # The rest of a device
 
     @property
+    def index(self) -> Index:
+        """Where its chunks are."""
+        return self._index
+
+    @property
     def counters(self) -> Counters:
         """What was fetched and waited for since the device was opened."""
         return self._fetcher.counters
