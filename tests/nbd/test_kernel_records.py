@@ -13,9 +13,9 @@ import pytest
 from bootstream.errors import AlreadyExists, InvalidInput, NotFound
 from bootstream.nbd.kernel import attach as attaching
 from bootstream.nbd.kernel.attach import Options, resume
-from bootstream.nbd.kernel.records import Record, Records
+from bootstream.nbd.kernel.records import Record, Records, carries
 from bootstream.nbd.kernel.sysfs import Device, Sysfs
-from bootstream.nbd.kernel.teardown import carries, clean
+from bootstream.nbd.kernel.teardown import clean
 
 LEAVE = """
 import os, signal, sys
@@ -64,19 +64,20 @@ def test_a_living_process_owns_its_record(tmp_path: Path) -> None:
     (found,) = records.all()
     assert found.owned
     assert found.record == owned.record
-    assert records.find(3) == found
+    there = Device(3, 1, owned.record.identifier, 4096, read_only=False)
+    assert records.find(there) == found
     assert records.adopt(found.path) is None
     assert list(records.abandoned()) == []
     owned.close(remove=True)
     assert records.all() == []
-    assert records.find(3) is None
+    assert records.find(there) is None
 
 
 def test_a_killed_process_leaves_its_record(tmp_path: Path) -> None:
     """Whoever looks sees that nobody owns it, and one of them may take it over."""
     identifier = left(tmp_path, 2)
     records = Records(tmp_path)
-    found = records.find(2)
+    found = records.find(Device(2, 1, identifier, 4096, read_only=False))
     assert found is not None
     assert not found.owned
     owned = records.adopt(found.path)

@@ -175,7 +175,10 @@ def served(guest: Guest, tmp_path: Path) -> Iterator[Served]:
     yield served
     # After a failure, so that it stays the only one.
     guest.shell("umount /mnt 2>/dev/null")
-    guest.python("for found in records.all(): detach(found.record.index, records, force=True)")
+    guest.python(
+        "for device in sysfs.devices():\n if device.pid: Control().disconnect(device.index)"
+    )
+    guest.python("clean(records, force=True)")
     served.stop()
 
 
@@ -201,7 +204,7 @@ a = attach({served.uri!r}, records, Options(connections=2), label="disk")
 device = sysfs.device(a.index)
 assert device.backend == a.record.identifier, device
 assert device.size == {SIZE}, device
-assert records.find(a.index).owned
+assert records.find(sysfs.device(a.index)).owned
 assert refused(AlreadyExists, attach, {served.uri!r}, records, Options(index=a.index))
 assert len(records.all()) == 1
 shell(f"e2fsck -fn {{a.path}}")
@@ -305,6 +308,33 @@ os.unlink("/run/disk")
     )
 
 
+def test_killed_before_it_knew_its_device(guest: Guest, served: Served) -> None:
+    """Between the kernel's answer and the record: the identifier alone leads to the device."""
+    guest.python(
+        f"""
+from dataclasses import replace
+a = attach({served.uri!r}, records)
+index = a.index
+a.owned.update(replace(a.record, index=None))
+a.abandon()
+(done,) = clean(records)
+assert (done.state, done.record.index) == ("detached", index), done
+assert sysfs.device(index).pid is None
+"""
+    )
+
+
+def test_who_may_not_attach(guest: Guest, served: Served) -> None:
+    """Anyone but root is told so, and leaves nothing."""
+    code, said = guest.shell(
+        "BOOTSTREAM_RUNTIME_DIR=/tmp/nobody setpriv --reuid 65534 --clear-groups "
+        f"python3 -m bootstream attach {served.uri}; echo $?; ls -A /tmp/nobody/attachments"
+    )
+    assert code == 0
+    assert "only root may administer" in said
+    assert said.endswith("\n5\n")
+
+
 def test_what_a_killed_process_leaves(guest: Guest, served: Served) -> None:
     """Its device is found, left alone while mounted, and cleaned; others' are never touched."""
     guest.python(
@@ -315,10 +345,10 @@ child = subprocess.Popen(command, stdout=subprocess.PIPE)
 path = child.stdout.readline().decode().strip()
 index = int(path.removeprefix("/dev/nbd"))
 assert index != mine.index
-assert records.find(index).owned
+assert records.find(sysfs.device(index)).owned
 child.kill()
 child.wait()
-assert not records.find(index).owned
+assert not records.find(sysfs.device(index)).owned
 assert sysfs.device(index).pid is not None
 shell(f"mount -o ro,noload {{path}} /mnt")
 (busy,) = clean(records)

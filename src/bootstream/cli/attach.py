@@ -227,25 +227,24 @@ def _free(cli: Cli, attachment: Attachment) -> None:
 
 def _list(records: Records, *, as_json: bool) -> None:
     from bootstream.nbd.kernel.sysfs import Sysfs  # noqa: PLC0415 - as above
-    from bootstream.nbd.kernel.teardown import carries  # noqa: PLC0415
 
     sysfs = Sysfs()
-    found = [(one.record, one.owned) for one in records.all() if one.record is not None]
     rows: list[dict[str, Any]] = []
     for device in sysfs.devices():
         if device.pid is None:
             continue
-        ours = next(((r, owned) for r, owned in found if carries(device, r)), None)
-        state = "other" if ours is None else "attached" if ours[1] else "abandoned"
+        found = records.find(device)
+        record = None if found is None else found.record
+        state = "other" if found is None else "attached" if found.owned else "abandoned"
         rows.append(
             {
                 "device": device.path,
                 "state": state,
                 "size": device.size,
                 "read_only": device.read_only,
-                "label": None if ours is None else ours[0].label,
-                "uri": None if ours is None else ours[0].uri,
-                "pid": device.pid if ours is None else ours[0].pid,
+                "label": None if record is None else record.label,
+                "uri": None if record is None else record.uri,
+                "pid": device.pid if record is None else record.pid,
                 "users": sysfs.users(device.index),
             }
         )

@@ -27,9 +27,9 @@ from bootstream.errors import (
 from bootstream.nbd.greeting import Agreement, negotiate
 from bootstream.nbd.kernel.control import Control
 from bootstream.nbd.kernel.family import Connect
-from bootstream.nbd.kernel.records import Owned, Record, Records, taken_over
+from bootstream.nbd.kernel.records import Owned, Record, Records, carries, taken_over
 from bootstream.nbd.kernel.sysfs import Sysfs
-from bootstream.nbd.kernel.teardown import GONE_SECONDS, carries, end, find_ours
+from bootstream.nbd.kernel.teardown import GONE_SECONDS, end, find_ours
 from bootstream.nbd.protocol import ExportFlag
 from bootstream.nbd.stream import Stream, mapped
 from bootstream.nbd.uri import parse_uri
@@ -218,8 +218,8 @@ def resume(
     """
     sysfs = sysfs or Sysfs()
     name = f"/dev/nbd{index}"
-    found = records.find(index)
-    if found is None or found.record is None or not carries(sysfs.device(index), found.record):
+    found = records.find(sysfs.device(index))
+    if found is None or found.record is None:
         raise NotFound(
             "no device that was left behind has this number",
             operation="resume",
@@ -237,7 +237,7 @@ def resume(
         # The thread is what connected the device, which older kernels know it by.
         record = taken_over(owned.record, thread=owned.record.thread)
         attachment = Attachment(owned, Options(connections=record.connections), control, sysfs)
-        owned.update(replace(record, uri=uri or record.uri))
+        owned.update(replace(record, uri=uri or record.uri, index=index))
         attachment.reconnect()
         undo.pop_all()
     return attachment

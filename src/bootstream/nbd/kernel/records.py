@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bootstream.errors import AlreadyExists, PermissionDenied, Unavailable
+from bootstream.nbd.kernel.sysfs import Device
 
 PREFIX = "bootstream-"
 _NAME = re.compile(r"bootstream-[0-9a-f-]{36}\.json")
@@ -135,10 +136,12 @@ class Records:
                     os.close(reader)
         return found
 
-    def find(self, index: int) -> Found | None:
-        """Return the record of a device; an owned one before one that was left."""
-        matching = [f for f in self.all() if f.record is not None and f.record.index == index]
-        return max(matching, key=lambda found: found.owned, default=None)
+    def find(self, device: Device) -> Found | None:
+        """Return the record of a device that is connected; None for others' devices."""
+        for found in self.all():
+            if found.record is not None and carries(device, found.record):
+                return found
+        return None
 
     def abandoned(self) -> Iterator[Owned]:
         """Yield the records that nobody holds, each locked; the caller closes each.
@@ -195,6 +198,18 @@ class Records:
                 yield descriptor
         finally:
             os.close(descriptor)
+
+
+def carries(device: Device, record: Record) -> bool:
+    """Whether a device is the one of a record, and connected.
+
+    By its identifier; on kernels that show none, by number and by who connected it.
+    """
+    if device.pid is None:
+        return False
+    if device.backend is not None:
+        return device.backend == record.identifier
+    return device.index == record.index and device.pid == record.thread
 
 
 def taken_over(record: Record, *, thread: int) -> Record:

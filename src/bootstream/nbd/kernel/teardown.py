@@ -7,24 +7,12 @@ from dataclasses import dataclass, replace
 
 from bootstream.errors import Conflict, NotFound, Unavailable
 from bootstream.nbd.kernel.control import Control
-from bootstream.nbd.kernel.records import Record, Records
+from bootstream.nbd.kernel.records import Record, Records, carries
 from bootstream.nbd.kernel.sysfs import Device, Sysfs
 
 GONE_SECONDS = 30.0
 """How long the kernel may take to let go of a device."""
 _POLL_SECONDS = 0.02
-
-
-def carries(device: Device, record: Record) -> bool:
-    """Whether a device is the one of a record, and connected.
-
-    By its identifier; on kernels that show none, by number and by who connected it.
-    """
-    if device.pid is None:
-        return False
-    if device.backend is not None:
-        return device.backend == record.identifier
-    return device.index == record.index and device.pid == record.thread
 
 
 def find_ours(sysfs: Sysfs, record: Record) -> Device | None:
@@ -93,8 +81,8 @@ def detach(
                 object=name,
                 remedy="'bootstream attach --list' shows what is",
             )
-        found = records.find(index)
-        if found is None or found.record is None or not carries(device, found.record):
+        found = records.find(device)
+        if found is None or found.record is None:
             raise Conflict(
                 "another program attached it",
                 operation="detach",
