@@ -30,6 +30,7 @@ from bootstream.errors import InvalidInput
 
 if TYPE_CHECKING:
     from bootstream.block.cache import NodeCache
+    from bootstream.block.chunked import ChunkedDevice
     from bootstream.block.device import Device
     from bootstream.block.overlay import Overlay
     from bootstream.config import Settings
@@ -243,7 +244,7 @@ def open_node_cache(settings: Settings) -> NodeCache:
 
 def open_device(
     storage: StorageProvider, cache: NodeCache | None, manifest: Manifest, artifact: str
-) -> Device:
+) -> ChunkedDevice:
     """Return an artifact of a build as a read-only device; its index is loaded now.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,7 @@ from bootstream.templates.commit import Commit, CommitOptions, commit, find_base
 from bootstream.templates.commit_control import (
     SUFFIX,
     ControlServer,
+    Handler,
     ask,
     error_from_json,
     error_to_json,
@@ -145,9 +147,14 @@ class Committable:
 
 
 def serve_commits(
-    cli: Cli, path: Path, exports: Mapping[str, Committable], default: str
+    cli: Cli,
+    path: Path,
+    exports: Mapping[str, Committable],
+    default: str,
+    *,
+    others: Mapping[str, Handler] = MappingProxyType({}),
 ) -> ControlServer:
-    """Listen at ``path`` for commits of exports; close it before they are closed.
+    """Listen at ``path`` for commits of exports, and other requests; close it before them.
 
     Raises InvalidInput, NotFound, AlreadyExists, PermissionDenied of the path.
     """
@@ -160,11 +167,11 @@ def serve_commits(
                 "there is no export of this name that can be written to",
                 operation="commit",
                 object=name,
-                remedy=f"there are: {', '.join(sorted(exports))}",
+                remedy=f"there are: {', '.join(sorted(exports)) or 'none'}",
             )
         return _commit_overlay(cli, found, request, progress)
 
-    return ControlServer(path, {"commit": handle})
+    return ControlServer(path, {"commit": handle, **others})
 
 
 def _commit_overlay(

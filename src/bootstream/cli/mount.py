@@ -24,6 +24,7 @@ from bootstream.cli.base import REF, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.serve import Served, serving, wait_for_end
 from bootstream.errors import BootstreamError, InvalidInput, NotFound, PermissionDenied
+from bootstream.templates.traces import TraceMode
 
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.01
@@ -52,7 +53,8 @@ def mount(cli: Cli, ref: str, folder: Path, read_only: bool) -> None:
     with cli.interruption, ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bootstream-mount-")))
         socket = scratch / "nbd.sock"
-        served = Served(refs=(ref,), socket=socket, read_only=read_only)
+        # What is looked at in a mount is not what a boot reads.
+        served = Served(refs=(ref,), socket=socket, read_only=read_only, trace=TraceMode.OFF)
         stack.enter_context(serving(cli, served))
         image = stack.enter_context(_nbdfuse(socket, scratch, read_only=read_only))
         stack.enter_context(_mounted(mounter, image, folder, read_only=read_only))

@@ -6,14 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bootstream import wiring
 from bootstream.cli.base import REF, verb
+from bootstream.cli.bases import Base, Bases, writing_stats
 from bootstream.cli.commit import Committable, serve_commits
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.errors import InvalidInput
@@ -21,13 +22,11 @@ from bootstream.nbd.listen import MAX_PATH
 from bootstream.nbd.server import Export, Server
 from bootstream.templates.build import ROOTFS
 from bootstream.templates.commit_control import SUFFIX
-from bootstream.templates.leases import Lease
+from bootstream.templates.traces import TraceMode
 
 if TYPE_CHECKING:
-    from bootstream.block.cache import NodeCache
     from bootstream.block.device import Device
     from bootstream.cli.interrupt import Interruption
-    from bootstream.templates.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,8 @@ class Served:
     overlay: Path | None = None
     name: str | None = None
     control: Path | None = None
+    trace: TraceMode = TraceMode.AUTO
+    stats: Path | None = None
 
 
 @verb(
@@ -68,20 +69,23 @@ class Served:
     "--control",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Unix socket for 'commit'; SOCKET.ctl if left out.",
+    help="Unix socket for 'commit' and 'report'; SOCKET.ctl if left out.",
+)
+@click.option(
+    "--trace",
+    type=click.Choice([mode.value for mode in TraceMode]),
+    default=TraceMode.AUTO.value,
+    show_default=True,
+    help="Replay the stored trace of first touches, or else record one.",
+)
+@click.option(
+    "--stats",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write statistics to FILE at the end, and at SIGUSR1.",
 )
 @pass_cli
-def serve(
-    cli: Cli,
-    refs: tuple[str, ...],
-    socket: Path | None,
-    tcp: str | None,
-    read_only: bool,
-    overlay: Path | None,
-    ready_fd: int | None,
-    name: str | None,
-    control: Path | None,
-) -> None:
+def serve(cli: Cli, /, ready_fd: int | None, trace: str, **options: Any) -> None:
     r"""Serve templates as block devices over NBD.
 
     \b
@@ -95,10 +99,15 @@ def serve(
     'bootstream commit SOCKET' makes a build of them meanwhile, by a socket of its own,
     SOCKET.ctl, or --control. A lease holds every build. Prints the default export's URI
     when it listens; SIGTERM or Ctrl-C ends it with exit code 0.
+
+    What the first boot of a build touches is stored beside it as a trace, and fetched ahead
+    at the start of later ones. --trace record makes another, --trace off does neither.
     """
-    if (socket is None) == (tcp is None):
+    wanted = Served(**options, trace=TraceMode(trace))
+    socket, control = wanted.socket, wanted.control
+    if (socket is None) == (wanted.tcp is None):
         raise InvalidInput("give either --socket or --tcp", operation="serve")
-    if overlay is not None and read_only:
+    if wanted.overlay is not None and wanted.read_only:
         raise InvalidInput("--overlay and --read-only exclude each other", operation="serve")
     if ready_fd is not None:
         _check_descriptor(ready_fd)
@@ -108,7 +117,7 @@ def serve(
             control = beside
         else:
             cli.warn(f"no control socket: {beside} is too long; --control names another one")
-    wanted = Served(refs, socket, tcp, read_only, overlay, name, control)
+    wanted = replace(wanted, control=control)
     with cli.interruption, serving(cli, wanted) as uri:
         if ready_fd is None:
             click.echo(uri)
@@ -140,16 +149,25 @@ def wait_for_end(interruption: Interruption) -> None:
 
 @contextmanager
 def serving(cli: Cli, wanted: Served) -> Iterator[str]:
-    """Serve while the block lasts; yield the default export's URI.
+    """Serve while the block lasts; yield the default export's URI."""
+    with serving_bases(cli, wanted) as (uri, _):
+        yield uri
 
-    Undone in the opposite order: the server stops before its devices are closed, devices
-    before the cache, and the leases go last.
+
+@contextmanager
+def serving_bases(cli: Cli, wanted: Served) -> Iterator[tuple[str, Bases]]:
+    """Serve while the block lasts; yield the default export's URI, and what exports lie on.
+
+    Undone in the opposite order: the server stops before statistics are written and traces
+    stored, that before devices are closed, devices before the cache, and the leases go last.
     """
     with ExitStack() as stack:
         cache = stack.enter_context(closing(wiring.open_node_cache(cli.settings)))
-        exports = _Exports(cli, wanted, cache, stack)
+        bases = Bases(cli, cache, stack, wanted.trace)
+        exports = _Exports(cli, wanted, bases, stack)
         for number, ref in enumerate(wanted.refs):
             exports.add(ref, first=number == 0)
+        stack.enter_context(writing_stats(cli, bases, wanted.stats))
         server = Server(exports.by_name, default=exports.default)
         stack.callback(server.close)
         if wanted.socket is not None:
@@ -157,19 +175,25 @@ def serving(cli: Cli, wanted: Served) -> Iterator[str]:
         else:
             uri = server.listen_tcp(*parse_address(wanted.tcp or ""))
         server.start()
-        if wanted.control is not None and exports.committable:
-            control = serve_commits(cli, wanted.control, exports.committable, exports.default)
+        if wanted.control is not None:
+            control = serve_commits(
+                cli,
+                wanted.control,
+                exports.committable,
+                exports.default,
+                others={"stats": bases.answer},
+            )
             stack.callback(control.close)
-        yield uri
+        yield uri, bases
 
 
 class _Exports:
     """The exports of one server: each build held by a lease, each name on a device."""
 
-    def __init__(self, cli: Cli, wanted: Served, cache: NodeCache, stack: ExitStack) -> None:
+    def __init__(self, cli: Cli, wanted: Served, bases: Bases, stack: ExitStack) -> None:
         self._cli = cli
         self._wanted = wanted
-        self._cache = cache
+        self._bases = bases
         self._stack = stack
         self.by_name: dict[str, Export] = {}
         self.committable: dict[str, Committable] = {}
@@ -178,44 +202,18 @@ class _Exports:
     def add(self, ref: str, *, first: bool) -> None:
         """Add the exports of one build: its root file system, and every artifact."""
         name = self._wanted.name if first and self._wanted.name is not None else ref
-        manifest = self._hold(ref)
-        main = self._device(manifest, ROOTFS)
+        manifest = self._bases.hold(ref)
         wanted = self._wanted
         writable = first if wanted.overlay is not None else not wanted.read_only
-        device: Device = main
-        if writable:
-            device = self._over(name, manifest, ROOTFS, main, self._wanted.overlay)
-        self._put(name, device, f"{manifest.template_id} {manifest.build_id} {ROOTFS}")
+        path = wanted.overlay
+        self._put(name, self._bases.open(manifest, ROOTFS), writable=writable, path=path)
         if first:
             self.default = name
         for artifact in manifest.artifacts:
-            base = main if artifact == ROOTFS else self._device(manifest, artifact)
-            alone = not self._wanted.read_only and self._wanted.overlay is None
-            export = f"{name}/{artifact}"
-            device = self._over(export, manifest, artifact, base, None) if alone else base
-            description = f"{manifest.template_id} {manifest.build_id} {artifact}"
-            self._put(export, device, description)
+            alone = not wanted.read_only and wanted.overlay is None
+            self._put(f"{name}/{artifact}", self._bases.open(manifest, artifact), writable=alone)
 
-    def _hold(self, ref: str) -> Manifest:
-        """Take a lease; it is checked again under the lease, so nothing was collected."""
-        settings, storage = self._cli.settings, self._cli.storage
-        build_id = self._cli.catalogue.resolve(ref).build_id
-        return self._stack.enter_context(Lease(storage, build_id, settings.node_id)).manifest
-
-    def _device(self, manifest: Manifest, artifact: str) -> Device:
-        device = wiring.open_device(self._cli.storage, self._cache, manifest, artifact)
-        return self._stack.enter_context(closing(device))
-
-    def _over(
-        self, name: str, manifest: Manifest, artifact: str, base: Device, path: Path | None
-    ) -> Device:
-        overlay = wiring.open_overlay(
-            self._cli.settings, base, path, manifest=manifest, artifact=artifact
-        )
-        self.committable[name] = Committable(overlay, manifest, artifact)
-        return self._stack.enter_context(closing(overlay))
-
-    def _put(self, name: str, device: Device, description: str) -> None:
+    def _put(self, name: str, base: Base, *, writable: bool, path: Path | None = None) -> None:
         if name in self.by_name:
             raise InvalidInput(
                 "two exports would have this name",
@@ -223,7 +221,17 @@ class _Exports:
                 object=name,
                 remedy="name every template once, or give the first one another --name",
             )
+        manifest, artifact = base.manifest, base.artifact
+        device: Device = base.device
+        if writable:
+            overlay = wiring.open_overlay(
+                self._cli.settings, device, path, manifest=manifest, artifact=artifact
+            )
+            self.committable[name] = Committable(overlay, manifest, artifact)
+            device = self._stack.enter_context(closing(overlay))
+        description = f"{manifest.template_id} {manifest.build_id} {artifact}"
         self.by_name[name] = Export(device, description)
+        self._bases.exports[name] = base
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -215,8 +215,7 @@ def _check_greeting(start: bytes, where: str) -> None:
             "it is no control socket",
             operation="ask server",
             object=where,
-            remedy="a server has one if an export of it can be written to: beside its socket, "
-            "or where --control says",
+            remedy="a server has one beside its socket, or where --control says",
         )
 
 
