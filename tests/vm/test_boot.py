@@ -80,6 +80,7 @@ def test_boots_on_pci_read_only_with_files(
     assert report["machine"] == "pc"
 
 
+@pytest.mark.timeout(60)  # two boots: 4 s alone, 28 s with four busy loops on two cores
 def test_writes_are_kept_in_the_overlay(
     cli: CommandLine, template: str, kernel: Path, tmp_path: Path
 ) -> None:
