@@ -51,6 +51,7 @@ class LocalOciServer:
         workload: also give pods tokens over TLS, on ``workload_port``.
         registry: also run a container registry.
         registry_token_seconds: for which its tokens are good.
+        port: where it listens; 0: a free one.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class LocalOciServer:
         workload: bool = False,
         registry: bool = False,
         registry_token_seconds: int = 3600,
+        port: int = 0,
     ) -> None:
         self.folder = folder
-        self._options = ["--token-lifetime", f"{token_lifetime}s"]
+        self._options = ["--token-lifetime", f"{token_lifetime}s", "--port", str(port)]
         if workload:
             self._options += ["--workload-port", "0"]
         if registry:
