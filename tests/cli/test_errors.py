@@ -29,6 +29,7 @@ CODES = {
     errors.Conflict: 4,
     errors.AlreadyExists: 4,
     errors.PreconditionFailed: 4,
+    errors.OutcomeUnknown: 4,
     errors.PermissionDenied: 5,
     errors.Throttled: 6,
     errors.Unavailable: 6,

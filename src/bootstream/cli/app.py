@@ -49,6 +49,8 @@ VERBS: dict[str, Verb] = {
     "boot": Verb("Use", "boot", "boot", "Boot a template in a virtual machine."),
     "attach": Verb("Use", "attach", "attach", "Attach a template as a block device, /dev/nbdN."),
     "detach": Verb("Use", "attach", "detach", "Detach a block device."),
+    "trace": Verb("Use", "trace", "trace", "Show, record and merge what boots touch first."),
+    "report": Verb("Look", "report", "report", "Make a page of what a boot read and waited for."),
     "export": Verb("Use", "transfer", "export", "Write an artifact to a raw file."),
     "rm": Verb("Tidy", "tags", "rm", "Remove tags and builds."),
     "prune": Verb("Tidy", "tidy", "prune", "Remove all but some builds of a template."),
@@ -56,7 +58,7 @@ VERBS: dict[str, Verb] = {
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
     "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),
-    "local-oci": Verb("Other", "localoci", "local_oci", "Run a local OCI: storage and sign-in."),
+    "local-oci": Verb("Other", "localoci", "local_oci", "Run a local OCI: storage, registry and sign-in."),
     "completion": Verb("Other", "shell", "completion", "Print the shell's completion script."),
     "version": Verb("Other", "shell", "version", "Print the version."),
 }
