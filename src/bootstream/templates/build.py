@@ -81,8 +81,11 @@ class TemplateBuilder:
         build_id: str | None = None,
         options: BuildOptions | None = None,
         progress: Progress = NO_PROGRESS,
+        claim: str | None = None,
     ) -> Published:
         """Build a root file system from ``image`` and publish it as a build of ``name``.
+
+        With ``claim``, an earlier attempt with the same one is taken up; see ``BuildSession``.
 
         Raises:
             AlreadyExists: the build id is taken.
@@ -90,7 +93,10 @@ class TemplateBuilder:
             StorageFull: the scratch folder or the store has no room.
         """
         options = options or BuildOptions()
-        with self._session(name, build_id) as session, Scratch(self._scratch) as scratch:
+        with (
+            self._session(name, build_id, claim) as session,
+            Scratch(self._scratch) as scratch,
+        ):
             parent = self._hold_parent(session, name, options)
             image.fetch(Guarded(progress, session))
             destination = scratch.path / ROOTFS
@@ -137,9 +143,15 @@ class TemplateBuilder:
             parent = self._hold_parent(session, name, options)
             return self._publish(session, name, files, parent, options, progress, image=None)
 
-    def _session(self, name: TemplateName, build_id: str | None) -> BuildSession:
+    def _session(
+        self, name: TemplateName, build_id: str | None, claim: str | None = None
+    ) -> BuildSession:
         return BuildSession(
-            self.storage, name.template_id, build_id or new_build_id(), node_id=self._node_id
+            self.storage,
+            name.template_id,
+            build_id or new_build_id(),
+            node_id=self._node_id,
+            claim=claim,
         )
 
     # -- the parent -----------------------------------------------------------------------

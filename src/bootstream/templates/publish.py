@@ -5,7 +5,8 @@ The steps, in the order that makes each of them safe alone:
 1. **Claim.** ``{build_id}/heartbeat`` is created only if absent. Of many builders
    with one build id, one goes on. A build id is used once: a claim that its owner
    left behind is ended by collection, never taken up again, for its owner may only
-   be slow and still be writing.
+   be slow and still be writing. Unless who comes knows better: a service that holds a
+   lock of its workers knows that one has ended, and takes the build up by its ``claim``.
 2. **Mark.** Every build whose packs the parent's index names, and the parent, get
    a mark *before* the parent is checked to be published. Collection reads the state
    first and the marks afterwards; so either it sees our mark or we see its state.
@@ -23,6 +24,7 @@ collection; nothing of it shows in a listing.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import threading
@@ -47,16 +49,19 @@ from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.holder import Holder, Renewal
 from bootstream.templates.manifest import Manifest, read_manifest, read_published
 from bootstream.templates.names import (
+    DEPENDENTS,
     build_of_template_path,
     build_prefix,
     dependent_path,
     heartbeat_path,
+    is_build_id,
     manifest_path,
 )
 
 log = logging.getLogger("bootstream.templates")
 
 HEARTBEAT_SECONDS = 10.0
+_MOST_HEARTBEAT = 4096
 
 
 class BuildSession:
@@ -68,6 +73,9 @@ class BuildSession:
         build_id: a build id never used before.
         node_id: this host's name, for the heartbeat.
         interval: seconds between heartbeats.
+        claim: a secret of whoever asked for the build. A session with the same one takes a
+            build up that is not published; the caller vouches that no other session of it
+            lives any more.
 
     Raises:
         AlreadyExists: the build id is taken: published, deleted, or in progress.
@@ -82,6 +90,7 @@ class BuildSession:
         *,
         node_id: str,
         interval: float = HEARTBEAT_SECONDS,
+        claim: str | None = None,
     ) -> None:
         self.storage = storage
         self.template_id = template_id
@@ -98,14 +107,15 @@ class BuildSession:
                 object=details.identity,
                 remedy="publish to a storage that honours If-None-Match",
             )
-        self._body = Holder.current(node_id).to_json(token=secrets.token_hex(8))
+        token = secrets.token_hex(8) if claim is None else claim
+        self._body = Holder.current(node_id).to_json(token=token)
         self._heartbeat = storage.open_object(heartbeat_path(build_id))
-        self._etag = self._claim()
+        self._etag = self._claim(claim)
         self._renewal = Renewal(
             self._renew, interval, on_lost=self._lost.set, on_trouble=lambda _error: None
         )
 
-    def _claim(self) -> str:
+    def _claim(self, claim: str | None) -> str:
         taken = AlreadyExists(
             "this build id is taken",
             operation="start build",
@@ -117,6 +127,8 @@ class BuildSession:
             etag = self._heartbeat.put(self._body, if_none_match=True)
         except AlreadyExists:
             ours = self._our_etag()  # a retried request may have lost its answer
+            if ours is None and claim is not None:
+                ours = self._take_up(claim)
             if ours is None:
                 raise taken from None
             etag = ours
@@ -125,6 +137,21 @@ class BuildSession:
         if self.storage.open_object(manifest_path(self.build_id)).exists():
             self._heartbeat.delete()
             raise taken
+        return etag
+
+    def _take_up(self, claim: str) -> str | None:
+        """Make the heartbeat of an earlier session with this claim ours, and its marks."""
+        try:
+            body, etag = read_small(self._heartbeat, _MOST_HEARTBEAT)
+            if json.loads(bytes(body)).get("token") != claim:
+                return None
+            etag = self._heartbeat.put(self._body, if_match=etag)
+        except (NotFound, Corrupt, PreconditionFailed, ValueError, AttributeError):
+            return None
+        for info in self.storage.list_objects(DEPENDENTS):
+            parent, _, child = info.path.removeprefix(DEPENDENTS).partition("/")
+            if child == self.build_id and is_build_id(parent):
+                self._marks.add(parent)
         return etag
 
     def _our_etag(self) -> str | None:
