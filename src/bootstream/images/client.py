@@ -18,7 +18,14 @@ from bootstream.images.challenge import parse_challenges
 from bootstream.images.credentials import BearerSource, CredentialSource
 from bootstream.images.httperrors import SILENCE_SECONDS, NotTls, host_of, status_error
 from bootstream.images.reference import DOCKER_HUB, RegistryReference
-from bootstream.images.transport import MAX_REDIRECTS, Answer, Origin, Transport, is_loopback
+from bootstream.images.transport import (
+    MAX_REDIRECTS,
+    Answer,
+    Guard,
+    Origin,
+    Transport,
+    is_loopback,
+)
 from bootstream.proxies import NO_PROXIES, Proxies
 
 Body = bytes | Callable[[], Iterable[bytes]]
@@ -39,6 +46,7 @@ class RegistryClient:
         ca_file: certificates (PEM) to trust beside the system's.
         credentials: what to sign in with.
         proxies: which requests go through which proxy.
+        guard: told every peer before anything is sent to it; see ``Transport``.
     """
 
     def __init__(
@@ -49,9 +57,10 @@ class RegistryClient:
         ca_file: str | None,
         credentials: CredentialSource | BearerSource,
         proxies: Proxies = NO_PROXIES,
+        guard: Guard | None = None,
     ) -> None:
         self._reference = reference
-        self._transport = Transport(ca_file=ca_file, proxies=proxies)
+        self._transport = Transport(ca_file=ca_file, proxies=proxies, guard=guard)
         self._credentials = credentials
         self._lock = threading.Lock()
         self._base: str | None = None

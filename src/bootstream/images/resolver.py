@@ -23,6 +23,7 @@ from bootstream.proxies import NO_PROXIES, Proxies
 
 if TYPE_CHECKING:
     from bootstream.images.credentials import BearerSource, CredentialSource
+    from bootstream.images.transport import Guard
 
 
 def resolve(
@@ -34,6 +35,7 @@ def resolve(
     ca_file: str | None = None,
     auth_file: Path | None = None,
     proxies: Proxies = NO_PROXIES,
+    guard: Guard | None = None,
 ) -> Image:
     """Return the image that ``reference`` names, for one platform.
 
@@ -48,6 +50,7 @@ def resolve(
         ca_file: certificates (PEM) to trust for the registry beside the system's.
         auth_file: credentials; None looks where Docker and Podman keep theirs.
         proxies: which requests to registries go through which proxy.
+        guard: told every peer before anything is sent to it; see ``Transport``.
 
     Raises:
         InvalidInput: reference, platform or a file named here cannot be understood, or
@@ -71,6 +74,7 @@ def resolve(
             plain_http=plain_http,
             ca_file=ca_file,
             proxies=proxies,
+            guard=guard,
         )
     if isinstance(parsed, DockerArchiveReference):
         return open_docker_archive(parsed, scratch=cache.scratch, platform=wanted)
@@ -89,6 +93,7 @@ def open_remote(
     ca_file: str | None = None,
     platform: str | Platform | None = None,
     proxies: Proxies = NO_PROXIES,
+    guard: Guard | None = None,
 ) -> Image:
     """Return a registry's image for one platform, as ``resolve`` does, with given credentials.
 
@@ -100,6 +105,7 @@ def open_remote(
         ca_file: certificates (PEM) to trust for the registry beside the system's.
         platform: ``OS/ARCH[/VARIANT]``; None is this host's own, with Linux.
         proxies: which requests go through which proxy.
+        guard: told every peer before anything is sent to it; see ``Transport``.
 
     Raises:
         InvalidInput, ImageNotFound, PermissionDenied, Throttled, Unavailable, Corrupt: as
@@ -110,7 +116,12 @@ def open_remote(
     parsed = parse_name(reference) if isinstance(reference, str) else reference
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     client = RegistryClient(
-        parsed, plain_http=plain_http, ca_file=ca_file, credentials=credentials, proxies=proxies
+        parsed,
+        plain_http=plain_http,
+        ca_file=ca_file,
+        credentials=credentials,
+        proxies=proxies,
+        guard=guard,
     )
     source = RemoteSource(client, parsed, cache)
     data, media_type = source.root()

@@ -12,11 +12,14 @@ each attempt, and never in memory as a whole.
 from __future__ import annotations
 
 import ipaddress
+import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import urljoin
 
 import urllib3
@@ -154,13 +157,37 @@ class Answer:
 # urllib3 keeps the limit for connecting while a request is sent; a body may take longer.
 
 
-class _Connection(HTTPConnection):
+Guard = Callable[[str, str], None]
+"""Told a host's name and the address that it has, before anything is sent to it; may raise."""
+
+
+class _Guarded:
+    """A connection whose peer is shown to a guard as soon as there is one."""
+
+    host: str
+
+    def __init__(self, *args: Any, guard: Guard | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guard = guard
+
+    def _new_conn(self) -> socket.socket:
+        sock: socket.socket = super()._new_conn()  # type: ignore[misc]  # of the other base
+        if self._guard is not None:
+            try:
+                self._guard(self.host, sock.getpeername()[0])
+            except BaseException:
+                sock.close()
+                raise
+        return sock
+
+
+class _Connection(_Guarded, HTTPConnection):
     def connect(self) -> None:
         super().connect()
         self.sock.settimeout(SILENCE_SECONDS)
 
 
-class _TlsConnection(HTTPSConnection):
+class _TlsConnection(_Guarded, HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         self.sock.settimeout(SILENCE_SECONDS)
@@ -181,6 +208,8 @@ class Transport:
         ca_file: certificates (PEM) to trust beside the system's.
         proxies: which requests go through which proxy.
         certificate_folders: where hosts have folders of certificates; None: the usual places.
+        guard: told every peer, however a name was resolved or a redirect led there. A proxy
+            resolves names itself, and is not shown.
     """
 
     def __init__(
@@ -189,7 +218,9 @@ class Transport:
         ca_file: str | None = None,
         proxies: Proxies = NO_PROXIES,
         certificate_folders: Sequence[Path] | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._ca_file = ca_file
         self._proxies = proxies
         self._folders = usual_folders() if certificate_folders is None else certificate_folders
@@ -302,6 +333,10 @@ class Transport:
         pool: urllib3.PoolManager
         if proxy is None:
             pool = urllib3.PoolManager(num_pools=16, maxsize=16, ssl_context=context)
+            pool.pool_classes_by_scheme = {
+                "http": partial(_Pool, guard=self._guard),  # type: ignore[dict-item]  # called only
+                "https": partial(_TlsPool, guard=self._guard),  # type: ignore[dict-item]
+            }
         else:
             authorization = proxy_authorization(proxy)
             pool = urllib3.ProxyManager(
@@ -314,7 +349,7 @@ class Transport:
                 if proxy.startswith("https:")
                 else None,
             )
-        pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+            pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return pool
 
 
