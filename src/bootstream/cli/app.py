@@ -56,9 +56,13 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Tidy", "tidy", "prune", "Remove all but some builds of a template."),
     "gc": Verb("Tidy", "tidy", "gc", "Reclaim what nobody reads any more."),
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
+    "image": Verb("Other", "image", "image", "List, push, pull and copy container images."),
     "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
+    "doctor": Verb("Other", "doctor", "doctor", "Check what this host needs; say what mends it."),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),
-    "local-oci": Verb("Other", "localoci", "local_oci", "Run a local OCI: storage, registry and sign-in."),
+    "local-oci": Verb(
+        "Other", "localoci", "local_oci", "Run a local OCI: storage, registry and sign-in."
+    ),
     "completion": Verb("Other", "shell", "completion", "Print the shell's completion script."),
     "version": Verb("Other", "shell", "version", "Print the version."),
 }

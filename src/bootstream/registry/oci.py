@@ -26,7 +26,7 @@ from bootstream.images.tags import head_manifest
 from bootstream.images.transport import Transport
 from bootstream.registry.api import Api
 from bootstream.registry.names import ImageNames
-from bootstream.registry.ociartifacts import ArtifactsApi, how_to_create
+from bootstream.registry.ociartifacts import ArtifactsApi, ContainerRepository, how_to_create
 from bootstream.registry.ocihosts import OcirHost, artifacts_endpoint, find_host, policy
 from bootstream.registry.ocirtokens import OcirTokens, PrincipalSigner
 from bootstream.registry.remote import Access, RemoteRegistry
@@ -218,6 +218,17 @@ class OCIArtifactsRegistry(RemoteRegistry):
                 return  # there may be no principal, and the API nowhere near
             raise
         api.create_repository(name)
+
+    def find_repository(self, repository: str) -> ContainerRepository | None:
+        """Return what the Artifacts API tells of a repository; None: there is none.
+
+        Args:
+            repository: the namespace before it, as in references.
+
+        Raises:
+            PermissionDenied: it may not be looked at; says what would allow it.
+        """
+        return self._artifacts_api().find_repository(self._below_namespace(repository))
 
     def repositories(self) -> Iterator[str]:
         """See ``RemoteRegistry``."""
