@@ -313,6 +313,59 @@ def test_damage_is_made_anew(tmp_path: Path, damage: Callable[[Path], None]) -> 
         assert find(pack_of(cache), 1) == chunk_of(1)
 
 
+def _spoil(path: Path, at: int) -> None:
+    """Flip a bit of a file in its place, as a disk does."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_damaged_chunks_are_found_before_their_first_use(
+    tmp_path: Path, opened: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flipped bits in a chunk, its sha256 or its state are noticed and made good."""
+    with closing(NodeCache(tmp_path, 64 << 20)) as cache:
+        fill(pack_of(cache), 0, 1, 2, 3, 4)
+        layout = layout_of(cache)
+    (path,) = segments(tmp_path)
+    with closing(NodeCache(tmp_path, 64 << 20)) as cache:
+        pack = pack_of(cache)
+        if opened:
+            assert find(pack, 0) == chunk_of(0)
+        _spoil(path, layout.data + CHUNK + 77)
+        _spoil(path, layout.digests + 2 * 32 + 5)
+        _spoil(path, PAGE + 3)
+        assert [find(pack, n) for n in range(5)] == [
+            chunk_of(0), None, None, chunk_of(3), chunk_of(4)
+        ]  # fmt: skip
+        assert "damaged" in caplog.text
+        assert fill(pack, 1, 2) == [chunk_of(1), chunk_of(2)]
+        assert [find(pack, n) for n in range(5)] == [chunk_of(n) for n in range(5)]
+    with closing(NodeCache(tmp_path, 64 << 20)) as cache:
+        assert [find(pack_of(cache), n) for n in range(5)] == [chunk_of(n) for n in range(5)]
+
+
+def test_what_the_disk_cannot_read_is_fetched(tmp_path: Path) -> None:
+    """An error of the disk where a chunk lies is not the reader's: the chunk is missing."""
+    with closing(NodeCache(tmp_path, 64 << 20)) as cache:
+        fill(pack_of(cache), 0)
+    with closing(NodeCache(tmp_path, 64 << 20)) as cache:
+        pack = pack_of(cache)
+        segment = pack._open(0, create=False)
+        assert segment is not None
+        good = os.dup(segment._descriptor)
+        folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        os.dup2(folder, segment._descriptor)  # reads fail with EISDIR
+        assert find(pack, 0) is None
+        os.dup2(good, segment._descriptor)
+        os.close(folder)
+        os.close(good)
+        assert find(pack, 0) == chunk_of(0)
+
+
 def test_foreign_things(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Folders where files should be, and files nobody knows, hurt nobody."""
     with closing(NodeCache(tmp_path, 2 << 20)) as cache:

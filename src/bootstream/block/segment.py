@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import struct
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bootstream.block.disk import allocate, write_all
+
+_log = logging.getLogger(__name__)
 
 MAGIC = b"BSNODE01"
 PAGE = 4096
@@ -82,6 +85,7 @@ class Segment:
     """
 
     __slots__ = (
+        "_checked",
         "_data",
         "_descriptor",
         "_digests",
@@ -96,6 +100,7 @@ class Segment:
     def __init__(self, descriptor: int, path: Path, layout: Layout) -> None:
         self._descriptor = descriptor  # first: __del__ closes it whatever follows
         self._layout = layout
+        self._checked = bytearray(layout.slots)
         self.path = path
         self.used_ns = time.time_ns()
         self.seen_ns = 0
@@ -112,22 +117,34 @@ class Segment:
         os.close(self._descriptor)
 
     def find(self, slot: int, digest: bytes, length: int) -> memoryview | None:
-        """Return the chunk in ``slot`` if it is present with this sha256, else None."""
+        """Return the chunk in ``slot`` if it is present with this sha256, else None.
+
+        It is hashed when this segment gives it out for the first time; OSError where the
+        disk cannot read it.
+        """
         state = self._states[slot]
         if state == ABSENT or self._digests[slot * DIGEST : (slot + 1) * DIGEST] != digest:
             return None
+        if not (state == PRESENT and self._checked[slot]):
+            if not self._holds(slot, digest, length):
+                self._set_state(slot, ABSENT)
+                if state == PRESENT:
+                    _log.warning("a chunk in %s is damaged: it is fetched again", self.path)
+                return None
+            if state != PRESENT:
+                self._set_state(slot, PRESENT)
+            self._checked[slot] = 1
         start = slot * self._layout.chunk_size
-        view = self._data[start : start + length]
-        if state != PRESENT and not self._verify(slot, view, digest):
-            return None
         self.used_ns = time.time_ns()
-        return view
+        return self._data[start : start + length]
 
-    def _verify(self, slot: int, view: memoryview, digest: bytes) -> bool:
-        """Hash a slot from before a reboot, and say in its state how that went."""
-        right = hashlib.sha256(view).digest() == digest
-        self._set_state(slot, PRESENT if right else ABSENT)
-        return right
+    def _holds(self, slot: int, digest: bytes, length: int) -> bool:
+        """Tell whether a slot's bytes have this sha256. Raises OSError.
+
+        Not by the mapping: what a disk cannot read is a signal there, that ends the process.
+        """
+        at = self._layout.data + slot * self._layout.chunk_size
+        return hashlib.sha256(os.pread(self._descriptor, length, at)).digest() == digest
 
     def _set_state(self, slot: int, state: int) -> None:
         os.pwrite(self._descriptor, bytes([state]), PAGE + slot)
@@ -139,14 +156,19 @@ class Segment:
         """
         length = len(data)
         found = self.find(slot, digest, length)
-        if found is not None or self._states[slot] != ABSENT:
+        if found is not None:
             return found
         layout = self._layout
         start = slot * layout.chunk_size
-        allocate(self._descriptor, layout.data + start, length)
-        write_all(self._descriptor, [data], layout.data + start)
+        if self._states[slot] == ABSENT:
+            allocate(self._descriptor, layout.data + start, length)
+            write_all(self._descriptor, [data], layout.data + start)
+        elif not self._holds(slot, digest, length):
+            return None
+        # Else the bytes are right, and it is their sha256 that was damaged.
         write_all(self._descriptor, [digest], layout.digests + slot * DIGEST)
         self._set_state(slot, PRESENT)
+        self._checked[slot] = 1
         self.used_ns = time.time_ns()
         return self._data[start : start + length]
 
