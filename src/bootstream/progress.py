@@ -6,7 +6,7 @@ fills a log, tests collect. Methods may be called from any thread.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Progress(Protocol):
@@ -30,6 +30,15 @@ class Progress(Protocol):
 
     def log(self, message: str) -> None:
         """Say one line that a person may want to read later."""
+        ...
+
+
+@runtime_checkable
+class DetailedProgress(Progress, Protocol):
+    """A listener that also wants to hear of a phase's parts, such as the layers of an image."""
+
+    def part(self, name: str, part: str, amount: int, total: int) -> None:
+        """Say how far a part of the phase ``name`` is; it ends when ``amount`` is ``total``."""
         ...
 
 

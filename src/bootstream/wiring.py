@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from bootstream.config import Settings
     from bootstream.images.cache import BlobCache
     from bootstream.images.image import Image
+    from bootstream.images.reference import LayoutReference, RegistryReference
+    from bootstream.images.transfer import Target, TransferSource
+    from bootstream.images.transport import Guard
     from bootstream.registry.protocol import ArtifactsRegistry
     from bootstream.registry.remote import Access
     from bootstream.storage.metrics import Metrics
@@ -298,6 +301,7 @@ def open_image(
     platform: str | None = None,
     plain_http: bool = False,
     ca_file: str | None = None,
+    guard: Guard | None = None,
 ) -> Image:
     """Return the container image that ``reference`` names; its layers come when fetched."""
     from bootstream.images import resolve  # noqa: PLC0415 - see above
@@ -309,7 +313,52 @@ def open_image(
         plain_http=plain_http,
         ca_file=ca_file,
         auth_file=settings.registry_auth_file,
+        proxies=settings.proxies,
+        guard=guard,
     )
+
+
+def open_image_source(
+    settings: Settings, reference: str, *, plain_http: bool = False, ca_file: str | None = None
+) -> TransferSource:
+    """Return what ``reference`` names, all platforms of it, to be looked at or copied."""
+    from bootstream.images.credentials import open_keychain  # noqa: PLC0415 - see above
+    from bootstream.images.transfer import open_source  # noqa: PLC0415
+
+    return open_source(
+        reference,
+        scratch=open_blob_cache(settings).scratch,
+        credentials=open_keychain(settings.registry_auth_file),
+        plain_http=plain_http,
+        ca_file=ca_file,
+        proxies=settings.proxies,
+    )
+
+
+def open_image_target(
+    settings: Settings,
+    reference: RegistryReference | LayoutReference,
+    *,
+    plain_http: bool = False,
+    ca_file: str | None = None,
+) -> Target:
+    """Return the place that ``reference`` names, for an image to be copied to."""
+    from bootstream.images.credentials import open_keychain  # noqa: PLC0415 - see above
+    from bootstream.images.reference import LayoutReference  # noqa: PLC0415
+    from bootstream.images.transfer import LayoutTarget, RegistryTarget  # noqa: PLC0415
+
+    if isinstance(reference, LayoutReference):
+        return LayoutTarget(reference.path, reference.tag)
+    from bootstream.images.client import RegistryClient  # noqa: PLC0415 - see above
+
+    client = RegistryClient(
+        reference,
+        plain_http=plain_http,
+        ca_file=ca_file,
+        credentials=open_keychain(settings.registry_auth_file),
+        proxies=settings.proxies,
+    )
+    return RegistryTarget(client, reference.tag)
 
 
 def open_builder(settings: Settings, storage: StorageProvider) -> TemplateBuilder:

@@ -100,6 +100,11 @@ class Lines(Silent):
             seconds = time.monotonic() - phase.started
             self._write(f"{name}: {_amount(phase.amount, phase.unit)} in {seconds:.1f} s")
 
+    def part(self, name: str, part: str, amount: int, total: int) -> None:
+        """Say when a part is there."""
+        if amount == total:
+            self._write(f"{name}: {_short(part)}, {human_size(total)}")
+
     def log(self, message: str) -> None:
         """Say one line."""
         self._write(message)
@@ -172,6 +177,25 @@ class Bars(Silent):
                 known[1].total = known[1].amount
                 self._draw(*known)
 
+    def part(self, name: str, part: str, amount: int, total: int) -> None:
+        """Draw a bar for a part while it is under way."""
+        key = f"{name} {part}"
+        with self._lock:
+            known = self._phases.get(key)
+            if amount == total:
+                if known is not None:
+                    del self._phases[key]
+                    self._bars.remove_task(known[0])
+                return
+            now = time.monotonic()
+            if known is None:
+                task = self._bars.add_task(f"  {_short(part)}", total=total, state="")
+                known = self._phases[key] = task, _Phase(total, "B", now, 0.0)
+            known[1].amount = amount
+            if now - known[1].spoken >= _DRAW_SECONDS:
+                known[1].spoken = now
+                self._draw(*known)
+
     def log(self, message: str) -> None:
         """Print one line above the bars."""
         self._bars.console.print(message, markup=False, highlight=False)
@@ -181,6 +205,11 @@ class Bars(Silent):
         completed = total if total is not None and phase.amount == phase.total else phase.amount
         state = _amount(phase.amount, phase.unit, phase.total)
         self._bars.update(task, completed=completed, total=total, state=state)
+
+
+def _short(part: str) -> str:
+    """A digest as people know it by."""
+    return part.partition(":")[2][:12] or part[:12]
 
 
 def _amount(amount: int, unit: str, total: int | None = None) -> str:

@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bootstream.errors import Corrupt, ImageNotFound
 from bootstream.images.choice import MAX_DEPTH, choose
 from bootstream.images.compression import RawReader
 from bootstream.images.digest import verify
+from bootstream.images.image import SourcedImage
 from bootstream.images.layoutwriter import LayoutTarget
-from bootstream.images.manifest import Descriptor, References, parse_references
+from bootstream.images.manifest import (
+    MAX_CONFIG,
+    Descriptor,
+    Index,
+    References,
+    parse_config,
+    parse_document,
+    parse_references,
+)
 from bootstream.images.passing import PassingBlob
 from bootstream.images.platform import Platform
 from bootstream.images.sources import (
@@ -30,7 +39,7 @@ from bootstream.images.sources import (
 )
 from bootstream.images.targets import RegistryTarget, Target
 from bootstream.images.workers import Task, run_all
-from bootstream.progress import NO_PROGRESS, Progress
+from bootstream.progress import NO_PROGRESS, DetailedProgress, Progress
 
 __all__ = [
     "LayoutTarget",
@@ -39,8 +48,11 @@ __all__ = [
     "Target",
     "TransferSource",
     "copy",
+    "image_of",
     "layout_source",
     "make_plan",
+    "narrowed",
+    "offered",
     "open_source",
     "registry_source",
 ]
@@ -86,7 +98,8 @@ def copy(
     Args:
         source: see ``bootstream.images.sources``.
         target: a ``RegistryTarget`` or a ``LayoutTarget``.
-        progress: told of bytes that went by or are there; may raise Cancelled.
+        progress: told of bytes that went by or are there, and of each blob where it is a
+            ``DetailedProgress``; may raise Cancelled.
         platform: copy the image for this one only; None: everything.
         workers: blobs at a time.
 
@@ -109,7 +122,7 @@ def copy(
 
     def task(descriptor: Descriptor) -> Task:
         return lambda stop: _pass(
-            source, descriptor, target, neighbours, lambda size: progress.advance(name, size), stop
+            source, descriptor, target, neighbours, _Report(progress, name, descriptor), stop
         )
 
     # The largest first: at the end no thread is left with much while others have nothing.
@@ -124,6 +137,24 @@ def copy(
     target.put_root(plan.root, plan.data)
     progress.done(name)
     return plan.root.digest
+
+
+class _Report:
+    """Counts the bytes of one blob."""
+
+    def __init__(self, progress: Progress, name: str, descriptor: Descriptor) -> None:
+        self._progress = progress
+        self._parts = progress if isinstance(progress, DetailedProgress) else None
+        self._name = name
+        self._descriptor = descriptor
+        self._amount = 0
+
+    def __call__(self, amount: int) -> None:
+        self._progress.advance(self._name, amount)
+        if self._parts is not None:
+            self._amount += amount
+            size = self._descriptor.size
+            self._parts.part(self._name, self._descriptor.digest, self._amount, size)
 
 
 def _pass(
@@ -172,18 +203,10 @@ def make_plan(source: TransferSource, platform: Platform | None = None) -> Plan:
         ImageNotFound: one is missing; or there is no image for the platform.
         PermissionDenied, Throttled, Unavailable, InvalidInput: of the source.
     """
-    root, data = source.root, source.data
-    verify(data, root.digest, what=source.name)
+    verify(source.data, source.root.digest, what=source.name)
     if platform is not None:
-        image = choose(
-            _Chooser(source),
-            [root],
-            reference=source.name,
-            platform=platform,
-            raw_root=data,
-        )
-        root = Descriptor("", image.digest, len(image.raw_manifest))
-        data = image.raw_manifest
+        source = narrowed(source, platform)
+    root, data = source.root, source.data
     walk = _Walk(source)
     found = walk.references(root, data)
     walk.add(found, depth=1)
@@ -193,6 +216,50 @@ def make_plan(source: TransferSource, platform: Platform | None = None) -> Plan:
         tuple(walk.documents.values()),
         tuple(walk.blobs.values()),
     )
+
+
+def image_of(source: TransferSource, platform: Platform | None = None) -> SourcedImage:
+    """Return a source's image for one platform, this host's own if None, to be looked at.
+
+    Its layers can be opened, but not fetched.
+
+    Raises:
+        ImageNotFound: there is none for the platform; says which ones there are.
+        Corrupt, InvalidInput: a document on the way is malformed or no image.
+        PermissionDenied, Throttled, Unavailable: of the source.
+    """
+    return choose(
+        _Chooser(source),
+        [source.root],
+        reference=source.name,
+        platform=platform,
+        raw_root=source.data,
+    )
+
+
+def offered(source: TransferSource) -> tuple[tuple[Descriptor, Platform | None], ...]:
+    """Return what a source's document names: an index's entries, or the image itself.
+
+    With each comes its platform, as the index says, or the image's configuration.
+
+    Raises:
+        Corrupt, InvalidInput: it is malformed or no image.
+        PermissionDenied, Throttled, Unavailable, ImageNotFound: of the source.
+    """
+    name = f"{source.name}, manifest"
+    document = parse_document(source.data, media_type=source.root.media_type, what=name)
+    if isinstance(document, Index):
+        return tuple((entry, entry.platform) for entry in document.manifests)
+    data = _Chooser(source).read(document.config, MAX_CONFIG)
+    found = parse_config(data, what=f"{source.name}, configuration").platform_beside(None)
+    return ((source.root, found),)
+
+
+def narrowed(source: TransferSource, platform: Platform) -> TransferSource:
+    """Return a source of a source's image for one platform alone. Raises as ``image_of``."""
+    image = image_of(source, platform)
+    root = Descriptor("", image.digest, len(image.raw_manifest))
+    return replace(source, root=root, data=image.raw_manifest)
 
 
 @dataclass(slots=True)

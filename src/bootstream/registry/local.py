@@ -165,6 +165,13 @@ class LocalArtifactsRegistry:
         content = source.open_content(template_id, build_id)
         return self._store(content, template_id, build_id, progress)
 
+    def put_content(
+        self, content: TransferSource, template_id: str, build_id: str, progress: Progress
+    ) -> str:
+        """See ``ArtifactsRegistry``."""
+        self._layout(template_id, build_id)
+        return self._store(content, template_id, build_id, progress)
+
     def list_images(self, template_id: str | None = None) -> Iterator[ListedImage]:
         """See ``ArtifactsRegistry``; what an engine has is not listed."""
         if template_id is not None:

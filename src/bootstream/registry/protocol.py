@@ -115,6 +115,18 @@ class ArtifactsRegistry(Protocol):
         """
         ...
 
+    def put_content(
+        self, content: TransferSource, template_id: str, build_id: str, progress: Progress
+    ) -> str:
+        """Store what was opened anywhere as the image of a build; return its digest.
+
+        ``push_image`` and ``copy_image`` are this, with content that they open.
+
+        Raises:
+            AlreadyExists, NotFound: as ``push_image``.
+        """
+        ...
+
     def list_images(self, template_id: str | None = None) -> Iterator[ListedImage]:
         """Yield the images of a template, or of all, in order of their names.
 

@@ -187,8 +187,15 @@ class RemoteRegistry(ABC):
         self, source: ArtifactsRegistry, template_id: str, build_id: str, progress: Progress
     ) -> str:
         """See ``ArtifactsRegistry``."""
-        target = self._reference(template_id, build_id)
-        return self._store(source.open_content(template_id, build_id), target, progress)
+        self._reference(template_id, build_id)
+        content = source.open_content(template_id, build_id)
+        return self.put_content(content, template_id, build_id, progress)
+
+    def put_content(
+        self, content: TransferSource, template_id: str, build_id: str, progress: Progress
+    ) -> str:
+        """See ``ArtifactsRegistry``."""
+        return self._store(content, self._reference(template_id, build_id), progress)
 
     def list_images(self, template_id: str | None = None) -> Iterator[ListedImage]:
         """See ``ArtifactsRegistry``."""
