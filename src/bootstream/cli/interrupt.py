@@ -12,8 +12,10 @@ Work that lasts until somebody ends it (an export, a mount) waits here for the s
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -45,11 +47,19 @@ class Interruption:
             self._noticed = True
             raise Cancelled("it was interrupted")
 
-    def wait(self) -> None:
-        """Return once a signal asked for an end; in the main thread, while entered."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Return once a signal asked for an end, or after ``seconds``.
+
+        In the main thread, while entered.
+        """
         assert self._pipe is not None
+        deadline = None if seconds is None else time.monotonic() + seconds
         while self.signum is None:
-            os.read(self._pipe[0], 1)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            if select.select([self._pipe[0]], [], [], left)[0]:
+                os.read(self._pipe[0], 1)
         self._noticed = True
 
     def settle(self) -> None:

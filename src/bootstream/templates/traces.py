@@ -47,16 +47,14 @@ def load_trace(storage: StorageProvider, manifest: Manifest, artifact: str) -> T
         Corrupt: it is damaged, or of other contents.
         InvalidInput: the build has no such artifact, or a newer version wrote the trace.
     """
-    entry = manifest.artifact(artifact)
+    manifest.artifact(artifact)
     path = trace_path(manifest.build_id, artifact)
     try:
         data = _read(storage, path)
     except ObjectNotFound:
         return None
     trace = Trace.decode(data, name=path)
-    chunks = -(-entry.size // entry.chunk_size)
-    ours = (trace.index_sha256, trace.chunk_size) == (entry.index_sha256, entry.chunk_size)
-    if not ours or trace.end > chunks:
+    if not _belongs(trace, manifest, artifact):
         raise Corrupt(
             "it is of other contents",
             operation="read trace",
@@ -72,11 +70,29 @@ def _read(storage: StorageProvider, path: str) -> memoryview:
     data = bytearray(_FIRST_READ)
     count = target.read_at(data, 0)
     if count == len(data):
-        rest = bytearray(min(target.size(), MAX_SIZE + 1) - count)
+        rest = bytearray(max(0, min(target.size(), MAX_SIZE + 1) - count))
         if rest:
             count += target.read_at(rest, count)
         data += rest
     return memoryview(data)[:count]
+
+
+def _belongs(trace: Trace, manifest: Manifest, artifact: str) -> bool:
+    entry = manifest.artifact(artifact)
+    chunks = -(-entry.size // entry.chunk_size)
+    same = (trace.index_sha256, trace.chunk_size) == (entry.index_sha256, entry.chunk_size)
+    return same and trace.end <= chunks
+
+
+def check_trace(trace: Trace, manifest: Manifest, artifact: str) -> None:
+    """Raise InvalidInput if a trace is not one of this build's artifact."""
+    if not _belongs(trace, manifest, artifact):
+        raise InvalidInput(
+            "the trace is of other contents",
+            operation="use trace",
+            object=trace_path(manifest.build_id, artifact),
+            remedy="record one of this build: bootstream trace record",
+        )
 
 
 def store_trace(
@@ -94,17 +110,8 @@ def store_trace(
     Raises:
         InvalidInput: it is of other contents.
     """
-    entry = manifest.artifact(artifact)
+    check_trace(trace, manifest, artifact)
     path = trace_path(manifest.build_id, artifact)
-    chunks = -(-entry.size // entry.chunk_size)
-    ours = (trace.index_sha256, trace.chunk_size) == (entry.index_sha256, entry.chunk_size)
-    if not ours or trace.end > chunks:
-        raise InvalidInput(
-            "the trace is of other contents",
-            operation="store trace",
-            object=path,
-            remedy="record one of this build: bootstream trace record",
-        )
     try:
         storage.open_object(path).put(trace.encode(), if_none_match=not replace)
     except AlreadyExists:

@@ -11,6 +11,7 @@ from bootstream.progress import NO_PROGRESS, Progress
 from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.manifest import Artifact, Manifest
 from bootstream.templates.names import dependent_path
+from bootstream.templates.traces import load_trace
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ def verify_build(
     threads: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Verified:
-    """Fetch and check indexes, every distinct chunk, and the marks that hold ancestors.
+    """Fetch and check indexes, every distinct chunk, traces, and the marks of ancestors.
 
     Damage is collected, so that one run names all of it; trouble with the storage
     itself is raised.
@@ -49,6 +50,10 @@ def verify_build(
             result.problems.append(str(error))
             continue
         result.problems.extend(report.problems)
+        try:
+            load_trace(storage, manifest, name)
+        except Corrupt as error:
+            result.problems.append(str(error))
         result.chunks += report.chunks
         result.size += artifact.size
     return result
