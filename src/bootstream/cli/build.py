@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -58,15 +59,36 @@ def name_option(function: Any) -> Any:
     )(function)
 
 
+def registry_options(function: Any) -> Any:
+    """A build's image in the registry, in the place of a reference."""
+    function = click.option(
+        "--build", "image_build", metavar="BUILD", help="With --template: which build's image."
+    )(function)
+    return click.option(
+        "--template",
+        "image_template",
+        metavar="TEMPLATE",
+        help="Build from this template's image in the registry, in the place of REF.",
+    )(function)
+
+
 @verb(
     "build",
     """
     bootstream build oci:debian:12 -t debian
     bootstream build registry.example/app:3 -t app:3 --free 1G --add ./init:/sbin/init:0755
+    bootstream build --template app --build 7d8b1c0e-52a9-4a6e-9d0c-3f5b8e2a1c44
     """,
 )
-@click.argument("reference", metavar="REF")
-@name_option
+@click.argument("reference", metavar="REF", required=False)
+@click.option(
+    "-t",
+    "--tag",
+    "name",
+    metavar="NAME[:TAG]",
+    help="Name of the template; that of --template if left out.",
+)
+@registry_options
 @click.option(
     "--platform", metavar="OS/ARCH", help="Platform of the image; this host's if left out."
 )
@@ -94,8 +116,10 @@ def name_option(function: Any) -> Any:
 def build(
     cli: Cli,
     /,
-    reference: str,
-    name: str,
+    reference: str | None,
+    name: str | None,
+    image_template: str | None,
+    image_build: str | None,
     platform: str | None,
     build_id: str | None,
     as_json: bool,
@@ -111,21 +135,51 @@ def build(
       oci:DIR[:TAG], oci-archive:FILE[:TAG]   an OCI image layout
       docker-archive:FILE[:TAG]               what 'docker save' writes
 
+    or left out: --template and --build name an image in the registry of templates' images
+    (ARTIFACTS_REGISTRY_PROVIDER), where 'bootstream image push' and others put it. Where it
+    is missing nothing is taken in its place.
+
     The image becomes an ext4 file system, chunks that the parent build has are shared,
     and the rest is compressed and stored. Prints the build id, alone, on stdout. Nothing
     shows before it is whole; interrupted, it leaves nothing.
     """
-    target = TemplateName.parse(name)
+    target = TemplateName.parse(_name(name, image_template))
     wanted = build_options(options)
-    with cli.job() as progress:
-        image = wiring.open_image(
-            cli.settings, reference, platform=platform, plain_http=plain_http, ca_file=ca
-        )
+    with ExitStack() as stack, cli.job() as progress:
+        if image_template is not None or image_build is not None:
+            template_id, image_id = _image_ids(reference, image_template, image_build)
+            registry = wiring.get_artifacts_registry_provider(cli.settings)
+            stack.callback(registry.close)
+            image = registry.get_image(template_id, image_id, platform)
+        elif reference is not None:
+            image = wiring.open_image(
+                cli.settings, reference, platform=platform, plain_http=plain_http, ca_file=ca
+            )
+        else:
+            raise click.UsageError("REF is missing, or --template and --build")
         published = wiring.open_builder(cli.settings, cli.storage).from_image(
             image, target, build_id=build_id, options=wanted, progress=progress
         )
         cli.interruption.settle()
     print_published(cli, published, as_json=as_json)
+
+
+def _name(name: str | None, image_template: str | None) -> str:
+    """Return the name of what is made."""
+    if name is None and image_template is None:
+        raise click.UsageError("Missing option '-t' / '--tag'")
+    return name if name is not None else str(image_template)
+
+
+def _image_ids(
+    reference: str | None, template_id: str | None, build_id: str | None
+) -> tuple[str, str]:
+    """Return the ids of the image in the registry."""
+    if template_id is None or build_id is None:
+        raise click.UsageError("--template and --build come together")
+    if reference is not None:
+        raise click.UsageError("REF and --template exclude each other")
+    return template_id, build_id
 
 
 def build_options(options: dict[str, Any]) -> BuildOptions:
