@@ -26,7 +26,6 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.local import LocalStorageProvider
-from bootstream.storage.objects import read_small
 from bootstream.storage.oserrors import storage_error
 from bootstream.testing.storage import PatternSource, content, paths
 
@@ -305,7 +304,6 @@ CREATOR = """
 import sys
 from bootstream.errors import AlreadyExists, PreconditionFailed
 from bootstream.storage.local import LocalStorageProvider
-from bootstream.storage.objects import read_small
 store, me = LocalStorageProvider(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()
@@ -318,7 +316,7 @@ for number in range(100):
         pass
 counter, done = store.open_object("counter"), 0
 while done < 30:
-    body, etag = read_small(counter, 20)
+    body, etag = counter.get(20)
     try:
         counter.put(str(int(body) + 1).encode(), if_match=etag)
         done += 1
@@ -347,4 +345,4 @@ def test_processes_race(store: LocalStorageProvider, root: Path) -> None:
     assert sum(won) == 100
     owners = [content(store, path) for path in paths(store, "race")]
     assert [owners.count(str(n).encode()) for n in range(3)] == won
-    assert read_small(store.open_object("counter"), 20)[0] == b"90"
+    assert store.open_object("counter").get(20)[0] == b"90"

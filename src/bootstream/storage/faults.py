@@ -270,6 +270,18 @@ class _FaultObject(ObjectWrapper):
         plan.finish()
         return count
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        plan = self._faults.begin("read_at", self.path)
+        if plan.cut is not None:
+            raise cut_error("read_at", self.path)
+        data, etag = self._inner.get(limit)
+        if plan.flip:
+            damaged = bytearray(data)
+            self._faults.flip(memoryview(damaged))
+            data = bytes(damaged)
+        plan.finish()
+        return data, etag
+
     def put(
         self,
         data: ReadableBuffer,

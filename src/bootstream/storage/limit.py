@@ -323,6 +323,12 @@ class _LimitObject(ObjectWrapper):
             self._down.give_back(wanted - count)
         return count
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        with self._slots.held():
+            data, etag = self._inner.get(limit)
+        self._down.take(len(data))
+        return data, etag
+
     def put(
         self,
         data: ReadableBuffer,

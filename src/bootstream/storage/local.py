@@ -53,6 +53,7 @@ from bootstream.storage.folders import (
 from bootstream.storage.localcopy import copy_descriptor, copy_file, write_all
 from bootstream.storage.localmetadata import read_metadata, write_metadata
 from bootstream.storage.metadata import validate_metadata
+from bootstream.storage.objects import too_large
 from bootstream.storage.oserrors import MOVE_STORE, storage_error
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import (
@@ -293,6 +294,21 @@ class LocalStorageObject:
                         break
                     done += count
             return done
+
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole; return its content and etag."""
+        with self._reading() as (descriptor, before):
+            if before.st_size > limit:
+                raise too_large(before.st_size, limit, self._path)
+            with self._provider.mapped("read object", self._path):
+                data = os.pread(descriptor, before.st_size + 1, 0)
+            if len(data) != before.st_size or etag_of(os.fstat(descriptor)) != etag_of(before):
+                raise Unavailable(
+                    "it was changed in place while it was read",
+                    operation="read object",
+                    object=self._path,
+                )
+            return data, etag_of(before)
 
     def put(
         self,

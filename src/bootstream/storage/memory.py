@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bootstream.errors import AlreadyExists, InvalidInput, ObjectNotFound, PreconditionFailed
 from bootstream.storage.metadata import validate_metadata
+from bootstream.storage.objects import too_large
 from bootstream.storage.oserrors import source_error
 from bootstream.storage.paths import normalize_prefix, validate_copy, validate_path
 from bootstream.storage.protocol import (
@@ -150,6 +151,13 @@ class MemoryStorageObject:
         piece = memoryview(data)[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)
+
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole; return its content and etag."""
+        data, status = self._get()
+        if len(data) > limit:
+            raise too_large(len(data), limit, self._path)
+        return data, status.etag
 
     def put(
         self,

@@ -225,6 +225,12 @@ class _MetricsObject(ObjectWrapper):
             call.size = self._inner.read_at(buffer, offset)
         return call.size
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        with _Timed(self._metrics, "read_at") as call:
+            data, etag = self._inner.get(limit)
+            call.size = len(data)
+        return data, etag
+
     def put(
         self,
         data: ReadableBuffer,

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from bootstream.errors import Corrupt, ObjectNotFound, Unavailable
+from bootstream.errors import Corrupt, ObjectNotFound
 from bootstream.storage.protocol import StorageObject, WritableBuffer
 
-_TRIES = 32  # each of them another's write that succeeded meanwhile
 
-
-def read_small(target: StorageObject, limit: int) -> tuple[bytes, str]:
-    """Return the whole content of a small object and the etag it belongs to.
-
-    Raises:
-        ObjectNotFound: it does not exist.
-        Corrupt: it is larger than ``limit`` bytes.
-        Unavailable: it changed under every one of several tries.
-    """
-    before = target.stat()
-    for _ in range(_TRIES):
-        if before.size > limit:
-            raise Corrupt(
-                f"it has {before.size} bytes where at most {limit} were expected",
-                operation="read object",
-                object=target.path,
-            )
-        buffer = bytearray(before.size)
-        count = target.read_at(buffer, 0) if buffer else 0
-        after = target.stat()
-        if count == before.size and after.etag == before.etag:
-            return bytes(buffer), before.etag
-        before = after
-    raise Unavailable(
-        "it keeps changing while it is read", operation="read object", object=target.path
+def too_large(size: int, limit: int, path: str) -> Corrupt:
+    """Return the error of ``StorageObject.get`` for an object of ``size`` bytes."""
+    return Corrupt(
+        f"it has {size} bytes where at most {limit} were expected",
+        operation="read object",
+        object=path,
     )
 
 

@@ -19,7 +19,7 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.metadata import validate_metadata
-from bootstream.storage.objects import ObjectReader
+from bootstream.storage.objects import ObjectReader, too_large
 from bootstream.storage.objectstore import BucketProvider, plain_etag
 from bootstream.storage.objectstore_errors import parse
 from bootstream.storage.objectstore_parts import PartSource, hand_over, part_size
@@ -254,6 +254,22 @@ class BucketObject:
     def write_to(self, sink: Sink) -> int:
         """Download all of it, some ranges ahead; into a file, each at its place."""
         return Ranges(self._provider, self._path, self.stat).download(sink)
+
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole, by one request; return its content and etag."""
+        with self._provider.mapped("read object", self._path):
+            result = self._obstore.get(self._store, self._path)
+            meta = result.meta
+            if meta["size"] > limit:
+                raise too_large(meta["size"], limit, self._path)
+            data = bytes(result.bytes())
+        if len(data) != meta["size"]:
+            raise Unavailable(
+                f"the body ends after {len(data)} of {meta['size']} bytes",
+                operation="read object",
+                object=self._path,
+            )
+        return data, plain_etag(meta["e_tag"])
 
     def read_at(self, buffer: WritableBuffer, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; short only at the end.

@@ -127,6 +127,18 @@ class StorageObject(Protocol):
         """
         ...
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole, at one moment; return its content and etag.
+
+        By one request where the store can: ``stat`` and ``read_at`` would be three, and each is
+        a round trip that somebody waits for.
+
+        Raises:
+            ObjectNotFound: it does not exist.
+            Corrupt: it is larger than ``limit`` bytes.
+        """
+        ...
+
     def put(
         self,
         data: ReadableBuffer,

@@ -44,7 +44,6 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.filesink import Place, place_of
-from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import (
     Metadata,
     ObjectInfo,
@@ -350,6 +349,9 @@ class _RetryObject(ObjectWrapper):
     def read_at(self, buffer: WritableBuffer, offset: int) -> int:
         return self._provider.run(lambda: self._inner.read_at(buffer, offset))
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        return self._provider.run(lambda: self._inner.get(limit))
+
     def put(
         self,
         data: ReadableBuffer,
@@ -381,7 +383,7 @@ class _RetryObject(ObjectWrapper):
             OutcomeUnknown: it is another's, or gone, and ours may have been there before.
         """
         try:
-            content, etag = read_small(self, memoryview(data).nbytes)
+            content, etag = self.get(memoryview(data).nbytes)
         except (NotFound, Corrupt):  # gone again, or of another size
             raise _unsettled(refusal) from None
         if content != bytes(data):

@@ -113,6 +113,10 @@ class ObjectWrapper:
         """Fill ``buffer`` from ``offset``; return how many bytes it got."""
         return self._inner.read_at(buffer, offset)
 
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole; return its content and etag."""
+        return self._inner.get(limit)
+
     def put(
         self,
         data: ReadableBuffer,

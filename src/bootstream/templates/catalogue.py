@@ -18,7 +18,6 @@ from bootstream.errors import (
     PreconditionFailed,
     TemplateNotFound,
 )
-from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import StorageObject, StorageProvider
 from bootstream.templates.manifest import Manifest, read_manifest, read_published
 from bootstream.templates.names import (
@@ -100,7 +99,7 @@ class Catalogue:
     def tag(self, template_id: str, tag: str) -> Tag:
         """Return one tag's state; one that never was is ``Tag(None, None)``."""
         try:
-            body, etag = read_small(self._tag_object(template_id, tag), _TAG_BYTES)
+            body, etag = self._tag_object(template_id, tag).get(_TAG_BYTES)
         except ObjectNotFound:
             return Tag(None, None)
         text = bytes(body).decode("ascii", "replace").strip()

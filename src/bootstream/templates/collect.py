@@ -28,7 +28,6 @@ from datetime import datetime, timedelta
 
 from bootstream.errors import AlreadyExists, BuildNotFound, ObjectNotFound
 from bootstream.progress import NO_PROGRESS, Progress
-from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import ObjectInfo, StorageProvider
 from bootstream.templates.holder import Holder
 from bootstream.templates.leases import LEASE_TTL
@@ -231,7 +230,7 @@ class _Collection:
         if heartbeat is None:
             return False  # not ours, or just gone
         try:
-            body, _ = read_small(self.storage.open_object(heartbeat.path), _HOLDER_BYTES)
+            body, _ = self.storage.open_object(heartbeat.path).get(_HOLDER_BYTES)
             modified = self.storage.open_object(heartbeat.path).stat().last_modified
         except ObjectNotFound:
             return False
@@ -299,7 +298,7 @@ class _Collection:
 
     def _is_dead(self, info: ObjectInfo) -> bool:
         try:
-            body, _ = read_small(self.storage.open_object(info.path), _HOLDER_BYTES)
+            body, _ = self.storage.open_object(info.path).get(_HOLDER_BYTES)
         except ObjectNotFound:
             return True
         holder = Holder.from_json(bytes(body))

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from bootstream.chunks.names import validate_artifact, validate_build_id
 from bootstream.errors import BuildNotFound, Corrupt, InvalidInput, ObjectNotFound
-from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.names import manifest_path, validate_template_id
 
@@ -174,7 +173,7 @@ def read_manifest(storage: StorageProvider, build_id: str) -> tuple[Manifest, st
     """
     path = manifest_path(build_id)
     try:
-        data, etag = read_small(storage.open_object(path), MAX_BYTES)
+        data, etag = storage.open_object(path).get(MAX_BYTES)
     except ObjectNotFound as error:
         raise BuildNotFound(
             "there is no such build",

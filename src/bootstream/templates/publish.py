@@ -44,7 +44,6 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.progress import Progress
-from bootstream.storage.objects import read_small
 from bootstream.storage.protocol import StorageProvider
 from bootstream.templates.holder import Holder, Renewal
 from bootstream.templates.manifest import Manifest, read_manifest, read_published
@@ -142,7 +141,7 @@ class BuildSession:
     def _take_up(self, claim: str) -> str | None:
         """Make the heartbeat of an earlier session with this claim ours, and its marks."""
         try:
-            body, etag = read_small(self._heartbeat, _MOST_HEARTBEAT)
+            body, etag = self._heartbeat.get(_MOST_HEARTBEAT)
             if json.loads(bytes(body)).get("token") != claim:
                 return None
             etag = self._heartbeat.put(self._body, if_match=etag)
@@ -157,7 +156,7 @@ class BuildSession:
     def _our_etag(self) -> str | None:
         """Return the heartbeat's etag if it is still this session's."""
         try:
-            body, etag = read_small(self._heartbeat, len(self._body))
+            body, etag = self._heartbeat.get(len(self._body))
         except (NotFound, Corrupt):
             return None
         return etag if body == self._body else None

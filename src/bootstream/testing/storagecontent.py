@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from bootstream.errors import (
+    Corrupt,
     InvalidInput,
     NotFound,
     ObjectNotFound,
 )
-from bootstream.storage.objects import ObjectReader, copy_object, read_exact, read_small
+from bootstream.storage.objects import ObjectReader, copy_object, read_exact
 from bootstream.storage.protocol import ReadableBuffer, StorageProvider
 from bootstream.testing.storagekit import (
     BrokenSink,
@@ -43,12 +44,24 @@ class ContentConformance(StorageSuite):
         buffer = bytearray(len(data))
         assert target.read_at(buffer, 0) == len(data)
         assert bytes(buffer) == data
-        assert read_small(target, len(data)) == (data, etag)
+        assert target.get(len(data)) == (data, etag)
         assert target.exists()
         assert target.size() == len(data)
         assert [(i.path, i.size, i.etag) for i in provider.list_objects()] == [
             ("a/b/object", len(data), etag)
         ]
+
+    def test_get(self, provider: StorageProvider) -> None:
+        """A small object comes whole, with its etag; a larger one than was allowed does not."""
+        target = provider.open_object("small/object")
+        with pytest.raises(ObjectNotFound):
+            target.get(10)
+        for data in (b"", b"0123456789"):
+            etag = target.put(data)
+            assert target.get(10) == (data, etag)
+            assert target.get(1 << 20) == (data, etag)
+        with pytest.raises(Corrupt, match="10 bytes"):
+            target.get(9)
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, "cast"])
     def test_every_kind_of_buffer(self, provider: StorageProvider, kind: type | str) -> None:

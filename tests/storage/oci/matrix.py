@@ -238,6 +238,18 @@ def read_small(case: Case) -> tuple[Act, Check]:
     return lambda: case.store.open_object(case.key).read_at(buffer, offset), check
 
 
+def get(case: Case) -> tuple[Act, Check]:
+    """A small object at once; what it was stored with proves its bytes."""
+    data = case.data(0, 100_000)
+    case.write(case.key, data)
+
+    def check(found: Any, error: BootstreamError | None) -> None:
+        if error is None:
+            assert found[0] == data
+
+    return lambda: case.store.open_object(case.key).get(100_000), check
+
+
 def read_large(case: Case) -> tuple[Act, Check]:
     """So much of an object that several requests bring it."""
     data = case.stage.large
@@ -475,6 +487,7 @@ OPERATIONS: dict[str, tuple[Operation, list[str]]] = {
     "put create-only": (put_create, ["PutObject"]),
     "put if-match": (put_match, ["PutObject"]),
     "read small": (read_small, ["GetObject"]),
+    "get": (get, ["GetObject"]),
     "read large": (read_large, ["GetObject"]),
     "download small": (download_small, ["GetObject", "GetObject", "HeadObject"]),
     "download large": (download_large, ["GetObject", "GetObject", "HeadObject"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from base64 import b64encode
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,12 @@ from bootstream.errors import (
     Unavailable,
 )
 from bootstream.storage.metadata import validate_metadata
+from bootstream.storage.objects import too_large
 from bootstream.storage.oci.client import Client, Request, metadata_lines
 from bootstream.storage.oci.connection import Connection, Head
 from bootstream.storage.oci.download import download, read_range
 from bootstream.storage.oci.failures import http_time
-from bootstream.storage.oci.ranges import total_of
+from bootstream.storage.oci.ranges import fetch, total_of
 from bootstream.storage.oci.upload import PARALLEL_SAFE, Uploader, put_bytes
 from bootstream.storage.protocol import (
     Metadata,
@@ -140,6 +143,29 @@ class OCIBucketStorageObjectProvider:
     def write_to(self, sink: Sink) -> int:
         """Download all of it in order, in parallel pieces; see the protocol."""
         return download(self._client, self._url(), self._path, sink, self._executor, self._parallel)
+
+    def get(self, limit: int) -> tuple[bytes, str]:
+        """Read a small object whole, by one request; return its content and etag."""
+        buffer = memoryview(bytearray(limit + 1))
+        piece = fetch(self._client, self._url(), self._path, buffer, 0)
+        if not piece.count:  # nothing can be asked for of an empty object, not even its etag
+            found = self.stat()
+            if found.size:
+                raise Unavailable(
+                    "it changed while it was read", operation="read object", object=self._path
+                )
+            return b"", found.etag
+        size = piece.count if piece.total is None else piece.total
+        if size > limit:
+            raise too_large(size, limit, self._path)
+        data = bytes(buffer[: piece.count])
+        if piece.md5 is not None and "-" not in piece.md5:
+            digest = hashlib.md5(data, usedforsecurity=False).digest()
+            if b64encode(digest).decode() != piece.md5:
+                raise Unavailable(
+                    "its bytes are damaged on their way", operation="read object", object=self._path
+                )
+        return data, piece.etag
 
     def read_at(self, buffer: WritableBuffer, offset: int) -> int:
         """Fill ``buffer`` from ``offset``, by one request or, where it is large, several."""
