@@ -170,7 +170,7 @@ class Bench:
 
     def ours(self, template: str) -> Callable[[str], list[str]]:
         """Return the command that serves a template at a socket."""
-        serve = [*self._bootstream, "serve", template, "--read-only", "--socket"]
+        serve = [*self._bootstream, "serve", template, "--read-only", "--trace=off", "--socket"]
         return lambda path: [*serve, path]
 
     def nbdkit(self, *filters: str) -> Callable[[str], list[str]]:

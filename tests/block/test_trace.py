@@ -236,6 +236,35 @@ def test_a_replay_brings_just_that_in_few_requests(image: tuple[bytes, WatchedRe
         warm.close()
 
 
+def test_nothing_is_read_ahead_of_what_a_trace_covers(
+    image: tuple[bytes, WatchedReader],
+) -> None:
+    """In order through a traced part: no byte more. Behind its end read-ahead begins anew."""
+    contents, reader = image
+    device = ChunkedDevice(reader, None, store="s")
+    try:
+        device.replay(Trace(reader.index.digest, CHUNK, (Touch(0, 0, 64),)))
+        assert device.wait_for_prefetch(20)
+        boot(device, list(range(64)), contents)
+        assert device.wait_for_prefetch(20)
+        assert device.recorder.wasted == 0
+        assert device.counters.requests == 0
+        boot(device, list(range(64, 90)), contents)
+        assert device.recorder.origins.count(Origin.PREFETCH, 64) > 0
+    finally:
+        device.close()
+
+
+def test_an_arranged_trace_is_the_same_chunks() -> None:
+    """Windows are sorted, one after the other; what is first comes soon."""
+    chunks = random.Random(3).sample(range(5000), 2000)
+    arranged = trace_of(*chunks).arranged()
+    assert sorted(arranged) == sorted(chunks)
+    assert arranged[:16] == sorted(chunks[:16])
+    assert arranged[16:48] == sorted(chunks[16:48])
+    assert arranged[-400:] != chunks[-400:]
+
+
 def test_origins_and_waste(image: tuple[bytes, WatchedReader]) -> None:
     """A demanded chunk is demand although it is touched before it comes; waste is counted."""
     contents, reader = image

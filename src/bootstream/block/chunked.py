@@ -68,6 +68,7 @@ class ChunkedDevice:
             cache.attach(self._views)
         self._recent = RecentChunks(max(_MEMORY, 4 * index.chunk_size))
         self._ahead = ReadAhead(chunk_size=index.chunk_size, chunk_count=index.chunk_count)
+        self._traced = b""
         self.recorder = Recorder(index.chunk_count)
         self._fetcher = Fetcher(
             reader,
@@ -198,12 +199,15 @@ class ChunkedDevice:
     def _note(self, first: int, last: int) -> None:
         """Somebody reads these chunks for the first time: fetch ahead if that is worth it."""
         self.recorder.touch(first, last)
+        # What follows a chunk of the trace is in the trace as well, if it is wanted.
+        if self._traced and self._traced.find(0, first, last + 1) < 0:
+            return
         ahead = self._ahead.note(first, last, self._fetcher.pace.limit)
         if ahead is not None:
             self._fetcher.ahead(range(*ahead), Urgency.AHEAD)
 
     def replay(self, trace: Trace) -> None:
-        """Fetch what a trace names, in its order and in large requests, in the background.
+        """Fetch what a trace names, about in its order, in large requests, in the background.
 
         Raises:
             InvalidInput: it is of other contents.
@@ -215,9 +219,13 @@ class ChunkedDevice:
                 object=self._index.name,
                 remedy="record another: bootstream trace record",
             )
-        chunks = [chunk for chunk in trace.chunks() if chunk < self._index.chunk_count]
+        chunks = [chunk for chunk in trace.arranged() if chunk < self._index.chunk_count]
         if not self._packs:  # what memory cannot hold would push itself out
             del chunks[_MEMORY // 2 // self._chunk_size :]
+        traced = bytearray(self._index.chunk_count)
+        for chunk in chunks:
+            traced[chunk] = 1
+        self._traced = bytes(traced)
         self._fetcher.ahead(chunks, Urgency.AHEAD)
 
     def trace(self, seconds: float = 600.0) -> Trace:
