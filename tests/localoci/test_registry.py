@@ -356,3 +356,57 @@ def test_registry_is_there_again(tmp_path: Path) -> None:
             assert docker.get("kept").headers["docker-content-digest"] == digest
             target = f"{place(started)}&digest={digest_of(b'upload')}"
             assert docker.ask("PUT", target, b"load").status == 201
+
+
+def test_readers_while_one_image_is_pushed_again(server: LocalOciServer, docker: Docker) -> None:
+    """Many push the same at once, many read: nobody is told that it is not there, or is wrong."""
+    name, port = "local/again", int(server.registry_host.rpartition(":")[2])
+    docker.sign_in(name=name)
+    digest = docker.push("same", b"layer", name)
+    layer = digest_of(b"layer")
+    ended = threading.Event()
+    barrier = threading.Barrier(8)
+
+    def push() -> None:
+        with Client(port) as client:
+            mine = Docker(server, client, docker.token)
+            barrier.wait(10)
+            for _ in range(6):
+                assert mine.push("same", b"layer", name) == digest
+
+    def read() -> int:
+        count = 0
+        with Client(port) as client:
+            mine = Docker(server, client, docker.token)
+            barrier.wait(10)
+            while not ended.is_set():
+                for place in (f"manifests/{digest}", "manifests/same", f"blobs/{layer}"):
+                    answer = mine.ask("GET", f"/v2/{name}/{place}")
+                    assert answer.status == 200, answer.body
+                    count += 1
+        return count
+
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(read) for _ in range(4)]
+        pushes = [pool.submit(push) for _ in range(4)]
+        try:
+            for one in pushes:
+                one.result()
+        finally:
+            ended.set()
+        assert all(reader.result() for reader in readers)
+
+
+def test_what_is_behind_fails(server: LocalOciServer, docker: Docker) -> None:
+    """Its trouble is 503, which clients try again, never a missing image."""
+    manifest = docker.manifest(b"behind")
+    docker.put("behind", manifest)
+    (data,) = server.folder.glob(f"data/registry/storage/**/{digest_of(manifest)[7:]}/data")
+    there = data.read_bytes()
+    data.write_bytes(b"{")
+    try:
+        answer = docker.get("behind")
+        assert (answer.status, code_of(answer)) == (503, "UNAVAILABLE")
+    finally:
+        data.write_bytes(there)
+    assert docker.get("behind").body == there

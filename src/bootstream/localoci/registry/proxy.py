@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from bootstream.localoci.registry.errors import (
     unsupported,
 )
 from bootstream.localoci.registry.operations import place_of
+from bootstream.localoci.registry.turns import Turns
 from bootstream.localoci.registry.uploads import DIGEST, Uploads, passed
 from bootstream.localoci.registry.values import Exists, Immutable, Repository
 
@@ -84,7 +86,9 @@ class Proxy:
         self._upstream = upstream
         self._namespace = namespace
         self._tenancy = tenancy
-        self._uploads = Uploads(gate, catalogue, upstream, uploaded)
+        self._turns = Turns()
+        self._naming = threading.Lock()  # manifests of all repositories are kept together
+        self._uploads = Uploads(gate, catalogue, upstream, uploaded, self._turns)
 
     def handle(self, request: Request) -> Response:
         """Answer a request.
@@ -188,14 +192,22 @@ class Proxy:
         }
         if request.method == "HEAD":
             return Response(200, headers, length=image.size)
-        answer = self._upstream.request(
-            "GET",
-            f"/v2/{repository.folder}/manifests/{image.digest}",
-            {"accept": image.media_type},
-        )
+        with self._turns.reading(repository.folder):
+            answer = self._upstream.request(
+                "GET",
+                f"/v2/{repository.folder}/manifests/{image.digest}",
+                {"accept": image.media_type},
+            )
         body = answer.read_all(MANIFEST_LIMIT)
-        if answer.status != 200:
+        if answer.status == 404:
             raise unknown_manifest(place.name, place.item)
+        if answer.status != 200:
+            raise RegistryError(
+                503,
+                "UNAVAILABLE",
+                f"the registry behind answered {answer.status}",
+                body.decode(errors="replace")[:500],
+            )
         self._catalogue.pulled(image.id)
         return Response(200, headers, body)
 
@@ -213,15 +225,8 @@ class Proxy:
             raise RegistryError(400, "MANIFEST_INVALID", "the tag is not one", {"tag": place.item})
         media_type = request.headers.get("content-type", "").partition(";")[0].strip()
         self._refuse_moving(repository, version, digest)
-        answer = self._upstream.request(
-            "PUT",
-            f"/v2/{repository.folder}/manifests/{digest}",
-            {"content-type": media_type},
-            body,
-        )
-        if answer.status != 201:
-            return passed(answer, "PUT")
-        answer.close()
+        if (refused := self._store(repository, digest, media_type, body)) is not None:
+            return refused
         try:
             there = self._catalogue.put(
                 repository,
@@ -239,6 +244,31 @@ class Proxy:
         location = f"http://{host_of(request)}/v2/{place.name}/manifests/{digest}"
         return Response(201, {"location": location, "docker-content-digest": digest})
 
+    def _store(
+        self, repository: Repository, digest: str, media_type: str, body: bytes
+    ) -> Response | None:
+        """Have the real registry keep a manifest, unless it does; return its refusal, if any."""
+
+        def is_there() -> bool:
+            held = self._catalogue.resolve(repository, digest)
+            return held is not None and _is(body, digest)
+
+        if is_there():
+            return None
+        with self._turns.writing(repository.folder), self._naming:
+            if is_there():
+                return None
+            answer = self._upstream.request(
+                "PUT",
+                f"/v2/{repository.folder}/manifests/{digest}",
+                {"content-type": media_type},
+                body,
+            )
+            if answer.status != 201:
+                return passed(answer, "PUT")
+            answer.close()
+        return None
+
     def _refuse_moving(self, repository: Repository, version: str | None, digest: str) -> None:
         """Say early what the catalogue will say; it decides."""
         if version is not None and repository.immutable:
@@ -249,6 +279,12 @@ class Proxy:
 
 def _immutable(version: str | None) -> RegistryError:
     return denied("the repository is immutable: the tag names another image", {"tag": version})
+
+
+def _is(data: bytes, digest: str) -> bool:
+    """Whether a digest that is known is that of ``data``."""
+    algorithm, _, digits = digest.partition(":")
+    return algorithm in {"sha256", "sha512"} and hashlib.new(algorithm, data).hexdigest() == digits
 
 
 def _layers(manifest: bytes) -> Mapping[str, int]:

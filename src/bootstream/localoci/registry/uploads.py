@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bootstream.localoci.http import Request
     from bootstream.localoci.registry.catalogue import Catalogue
     from bootstream.localoci.registry.tokens import Holder
+    from bootstream.localoci.registry.turns import Turns
     from bootstream.localoci.registry.upstream import Answer, Upstream
     from bootstream.localoci.registry.values import Repository
 
@@ -46,11 +47,18 @@ class Uploads:
         catalogue: which repositories there are.
         upstream: the real registry.
         uploaded: how far uploads are there.
+        turns: when names may be given and looked up.
     """
 
     def __init__(
-        self, gate: Gate, catalogue: Catalogue, upstream: Upstream, uploaded: Uploaded
+        self,
+        gate: Gate,
+        catalogue: Catalogue,
+        upstream: Upstream,
+        uploaded: Uploaded,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._uploaded = uploaded
         self._gate = gate
         self._catalogue = catalogue
@@ -61,9 +69,9 @@ class Uploads:
         if not DIGEST.fullmatch(digest):
             raise RegistryError(400, "DIGEST_INVALID", "the digest is not one")
         target = f"/v2/{repository.folder}/blobs/{digest}"
-        return passed(
-            self._upstream.request(request.method, target, _headers(request)), request.method
-        )
+        with self._turns.reading(repository.folder):
+            answer = self._upstream.request(request.method, target, _headers(request))
+        return passed(answer, request.method)
 
     def handle(
         self, request: Request, name: str, repository: Repository, upload: str, holder: Holder
@@ -74,26 +82,45 @@ class Uploads:
         if not upload:
             if method != "POST":
                 raise unsupported(f"{method} is not for this")
-            query = self._mount(request, holder)
+            answer = self._start(request, repository, holder)
         elif method not in _METHODS:
             raise unsupported(f"{method} is not for this")
         elif not UPLOAD.fullmatch(upload):
             raise RegistryError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
         elif method in {"PATCH", "PUT"}:
             self._in_order(request, name, repository, upload)
-        if method in {"GET", "HEAD"}:
+        place = f"/v2/{repository.folder}/blobs/uploads/{upload}?{query}"
+        if not upload:
+            pass
+        elif method in {"GET", "HEAD"}:
             answer = self._status(method, repository, upload)
+        elif method == "DELETE":
+            answer = self._upstream.request(method, place)
         else:
-            target = f"/v2/{repository.folder}/blobs/uploads/{upload}?{query}"
-            sent = method != "DELETE" and request.body.length != 0
-            answer = self._upstream.request(
-                method, target, _headers(request), request.body if sent else None
-            )
+            answer = self._take(request, repository, place)
         response = passed(answer, method)
         if (location := answer.headers.get("location")) is not None:
             path = location.removeprefix(f"/v2/{repository.folder}/")
             response.headers["location"] = f"http://{host_of(request)}/v2/{name}/{path}"
         return response
+
+    def _take(self, request: Request, repository: Repository, place: str) -> Answer:
+        """Pass a piece on, and then, with PUT, give the blob its name.
+
+        That are two requests to the real registry: the piece may take long to come.
+        """
+        if request.method == "PATCH" or request.body.length != 0:
+            headers = _headers(request)
+            if request.method == "PUT":  # a piece of any type may be the last one
+                headers.pop("content-type", None)
+            answer = self._upstream.request("PATCH", place, headers, request.body)
+            if request.method == "PATCH" or answer.status != 202:
+                return answer
+            answer.close()
+            digest = request.parameters().get("digest", "")
+            place = f"{answer.headers['location']}&{urlencode({'digest': digest})}"
+        with self._turns.writing(repository.folder):
+            return self._upstream.request("PUT", place)
 
     def _status(self, method: str, repository: Repository, upload: str) -> Answer:
         """Ask where an upload stands, by an address that is right now."""
@@ -131,10 +158,10 @@ class Uploads:
             },
         )
 
-    def _mount(self, request: Request, holder: Holder) -> str:
-        """The query of a new upload, with where a blob is to be had from, if that is allowed."""
+    def _start(self, request: Request, repository: Repository, holder: Holder) -> Answer:
+        """Begin an upload, or have the blob from another repository, if that is allowed."""
         parameters = request.parameters()
-        kept = {name: parameters[name] for name in ("digest",) if name in parameters}
+        target = f"/v2/{repository.folder}/blobs/uploads/"
         source, digest = parameters.get("from", ""), parameters.get("mount")
         if digest is not None and source:
             granted = (
@@ -142,10 +169,15 @@ class Uploads:
                 if holder.access is None
                 else getattr(holder.access.get(source), "granted", frozenset())
             )
-            repository = self._catalogue.repository(name=source.partition("/")[2])
-            if "pull" in granted and repository is not None:
-                kept |= {"mount": digest, "from": repository.folder}
-        return urlencode(kept)
+            found = self._catalogue.repository(name=source.partition("/")[2])
+            if "pull" in granted and found is not None:
+                query = urlencode({"mount": digest, "from": found.folder})
+                with self._turns.taking(found.folder, repository.folder):
+                    return self._upstream.request("POST", f"{target}?{query}")
+        sent = request.body.length != 0  # the real registry begins an upload all the same
+        return self._upstream.request(
+            "POST", target, _headers(request), request.body if sent else None
+        )
 
 
 def passed(answer: Answer, method: str) -> Response:
