@@ -57,6 +57,10 @@ VERBS: dict[str, Verb] = {
     "gc": Verb("Tidy", "tidy", "gc", "Reclaim what nobody reads any more."),
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
     "image": Verb("Other", "image", "image", "List, push, pull and copy container images."),
+    "template-manager": Verb(
+        "Serve", "services", "template_manager", "Run the service that makes templates."
+    ),
+    "token": Verb("Serve", "services", "service_token", "Make a token for a client."),
     "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
     "doctor": Verb("Other", "doctor", "doctor", "Check what this host needs; say what mends it."),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),

@@ -157,14 +157,15 @@ class Answer:
 # urllib3 keeps the limit for connecting while a request is sent; a body may take longer.
 
 
-Guard = Callable[[str, str], None]
-"""Told a host's name and the address that it has, before anything is sent to it; may raise."""
+Guard = Callable[[str, int, str], None]
+"""Told host, port and the address they came out as, before anything is sent there; may raise."""
 
 
 class _Guarded:
     """A connection whose peer is shown to a guard as soon as there is one."""
 
     host: str
+    port: int
 
     def __init__(self, *args: Any, guard: Guard | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -174,7 +175,7 @@ class _Guarded:
         sock: socket.socket = super()._new_conn()  # type: ignore[misc]  # of the other base
         if self._guard is not None:
             try:
-                self._guard(self.host, sock.getpeername()[0])
+                self._guard(self.host, self.port, sock.getpeername()[0])
             except BaseException:
                 sock.close()
                 raise

@@ -43,8 +43,8 @@ class Holder:
     start_time: str
 
     @classmethod
-    def current(cls, node_id: str) -> Holder:
-        """This process, on the host called ``node_id``."""
+    def current(cls, node_id: str, pid: int | None = None) -> Holder:
+        """This process, or that of ``pid``, on the host called ``node_id``."""
         try:
             namespace = str(Path("/proc/self/ns/pid").readlink())
         except OSError:
@@ -53,8 +53,8 @@ class Holder:
             node_id=node_id,
             boot_id=_read("/proc/sys/kernel/random/boot_id"),
             pid_namespace=namespace,
-            pid=os.getpid(),
-            start_time=_start_time(os.getpid()),
+            pid=pid or os.getpid(),
+            start_time=_start_time(pid or os.getpid()),
         )
 
     def to_json(self, **more: str) -> bytes:
