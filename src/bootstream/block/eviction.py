@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from bootstream.block.segment import NEW
 
-_STALE_SECONDS = 600.0
+_STALE_SECONDS = 10.0
 
 
 class _Found(NamedTuple):

@@ -40,7 +40,7 @@ Deliver = Callable[[int, Data], None]
 _DEMAND_THREADS = 64
 _IDLE_SECONDS = 5.0
 _PATIENCE_SECONDS = 0.1
-_JOIN_SECONDS = 10.0
+_JOIN_SECONDS = 2.0
 _MOST_RANGES = 64
 
 
