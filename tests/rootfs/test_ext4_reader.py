@@ -212,6 +212,42 @@ def test_fragmented_and_sparse(
             ours.seek(offset)
             theirs.seek(offset)
             assert ours.read(length) == theirs.read(length)
+    where = image.system.extents(b"/file")
+    places = [
+        int(block) for block in debugfs(image.path, "blocks /file").split() if block.isdigit()
+    ]
+    size = image.system.block_size
+    ours_in_blocks = [
+        b for at, length in where for b in range(at // size, -(-(at + length) // size))
+    ]
+    # debugfs also lists the blocks of the tree itself
+    assert [block for block in places if block in set(ours_in_blocks)] == ours_in_blocks
+    assert len(places) - len(ours_in_blocks) < 60
+
+
+def test_extents_are_the_contents(tmp_path: Path, opened: Callable[[Path], Image]) -> None:
+    """The bytes at these places, one after the other; nothing for a file inside its inode."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    contents = random.Random(6).randbytes(1_234_567)
+    (tree / "file").write_bytes(contents)
+    (tree / "tiny").write_bytes(b"inside")
+    (tree / "empty").touch()
+    (tree / "link").symlink_to("file")
+    image = opened(make_image(tmp_path / "image", tree, "-O inline_data -I 256"))
+    for path in (b"/file", b"/link"):
+        read = b""
+        for offset, length in image.system.extents(path):
+            piece = bytearray(length)
+            image.read_at(memoryview(piece), offset)
+            read += piece
+        assert read == contents
+    assert image.system.extents(b"/tiny") == []
+    assert image.system.extents(b"/empty") == []
+    with pytest.raises(InvalidInput):
+        image.system.extents(b"/")
+    with pytest.raises(NotFound):
+        image.system.extents(b"/none")
 
 
 def test_unwritten_extents_are_zeros(tmp_path: Path, opened: Callable[[Path], Image]) -> None:

@@ -248,9 +248,10 @@ def waits_chart(stats: DeviceStats, scale: Scale) -> str:
 def requests_chart(stats: DeviceStats, scale: Scale) -> str:
     """Draw requests from their beginning to their end, at the height of what they brought."""
     plot = _Plot(240, scale.seconds, "bytes brought", "requests over time, by size")
-    low = math.floor(math.log2(scale.smallest))
-    high = max(low + 1, math.ceil(math.log2(scale.largest)))
-    for power in range(low, high + 1, max(1, (high - low) // 6)):
+    lowest = math.floor(math.log2(scale.smallest))
+    high = max(lowest + 1, math.ceil(math.log2(scale.largest)))
+    low = lowest - 0.4  # the lowest bars stand clear of the axis
+    for power in range(lowest, high + 1, max(1, (high - lowest) // 6)):
         plot.tick((power - low) / (high - low), _short(2.0**power))
     start = start_of(stats)
 
