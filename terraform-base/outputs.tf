@@ -46,3 +46,13 @@ output "environment" {
     OCI_CLI_AUTH                  = "instance_principal"
   }
 }
+
+output "job_values" {
+  description = "What the jobs' templates are filled in with, for terraform-cluster."
+  value = {
+    oci_bucket_name = var.template_bucket_name
+    oci_region      = var.region
+    oci_namespace   = data.oci_objectstorage_namespace.ns.namespace
+    oci_repo_name   = var.container_repository_name
+  }
+}

@@ -13,3 +13,12 @@ output "environment" {
     AWS_REGION                  = data.aws_region.current.id
   }
 }
+
+output "job_values" {
+  description = "What the jobs' templates are filled in with, for terraform-cluster."
+  value = {
+    aws_bucket_name = var.bucket_name
+    aws_region      = data.aws_region.current.id
+    aws_repo_name   = var.docker_repository_name
+  }
+}

@@ -14,3 +14,13 @@ output "environment" {
     GCP_DOCKER_REPOSITORY_NAME  = var.docker_repository_name
   }
 }
+
+output "job_values" {
+  description = "What the jobs' templates are filled in with, for terraform-cluster."
+  value = {
+    gcp_bucket_name = var.bucket_name
+    gcp_project_id  = var.project_id
+    gcp_region      = var.region
+    gcp_repo_name   = var.docker_repository_name
+  }
+}

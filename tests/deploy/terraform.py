@@ -110,11 +110,11 @@ class Terraform:
         return document
 
     def refused(self, where: str, **variables: object) -> str:
-        """Insist that a plan is refused; return what is said."""
+        """Insist that a plan is refused; return what is said, on one line."""
         self.get(where)
         code, out, err = self.run(where, "plan", *_options(variables))
         assert code != 0, out
-        return out + err
+        return " ".join((out + err).split())
 
 
 def _options(variables: Mapping[str, object]) -> list[str]:

@@ -134,7 +134,7 @@ def test_wrong_values_are_refused(terraform: Terraform) -> None:
         "abort_uploads_after_days": (0.5, "whole days, at least one"),
     }
     values = {name: value for name, (value, _) in wrong.items()}
-    said = " ".join(terraform.refused("terraform-base", **values).split())
+    said = terraform.refused("terraform-base", **values)
     for name, (_, remedy) in wrong.items():
         assert f"var.{name} is" in said
         assert remedy in said

@@ -28,3 +28,8 @@ output "environment" {
   description = "Variables of the services."
   value       = module.bootstream.environment
 }
+
+output "job_values" {
+  description = "For terraform-cluster."
+  value       = module.bootstream.job_values
+}
