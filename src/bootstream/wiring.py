@@ -29,10 +29,13 @@ from typing import TYPE_CHECKING
 from bootstream.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bootstream.block.cache import NodeCache
     from bootstream.block.chunked import ChunkedDevice
     from bootstream.block.device import Device
     from bootstream.block.overlay import Overlay
+    from bootstream.chunks.index import Index
     from bootstream.config import Settings
     from bootstream.images.cache import BlobCache
     from bootstream.images.image import Image
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from bootstream.storage.url import StoreAddress
     from bootstream.templates.build import TemplateBuilder
     from bootstream.templates.manifest import Manifest
+
+_INDEXES = 256 << 20
+"""Bytes of indexes to keep on a host, at most; and a sixteenth of what chunks may take."""
 
 # Imports are inside: a command pays only for the layers it uses.
 
@@ -250,15 +256,21 @@ def open_device(
 ) -> ChunkedDevice:
     """Return an artifact of a build as a read-only device; its index is loaded now.
 
+    The index is kept beside the cache's chunks, and comes from there the next time.
+
     Raises:
         InvalidInput: the build has no such artifact.
         Corrupt: the index is not the one that the manifest vouches for.
     """
     from bootstream.block.chunked import ChunkedDevice  # noqa: PLC0415 - see above
+    from bootstream.block.indexes import IndexCache  # noqa: PLC0415
     from bootstream.chunks.reader import ChunkReader, load_index  # noqa: PLC0415
 
     entry = manifest.artifact(artifact)
-    index = load_index(
+    load: Callable[..., Index] = load_index
+    if cache is not None:
+        load = IndexCache(cache.folder / "indexes", min(_INDEXES, cache.limit // 16)).load
+    index = load(
         storage,
         manifest.build_id,
         artifact,

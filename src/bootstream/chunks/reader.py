@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bootstream.chunks.export import export_artifact
 from bootstream.chunks.fetch import ChunkReader
 from bootstream.chunks.index import MAX_INDEX_SIZE, Index, corrupt_index
@@ -19,6 +21,7 @@ def load_index(
     *,
     sha256: str | None = None,
     size: int | None = None,
+    keep: Callable[[memoryview], None] | None = None,
 ) -> Index:
     """Load the index of an artifact, with one request where ``size`` is known.
 
@@ -29,6 +32,7 @@ def load_index(
         sha256: the digest in hex that the build's manifest names; None: unverified but for
             the checksum that an index carries itself.
         size: the index object's size in bytes, by the manifest.
+        keep: is given the index object's bytes, once they are proved.
 
     Raises:
         ObjectNotFound: there is none.
@@ -48,4 +52,6 @@ def load_index(
     index = Index.parse(memoryview(buffer)[:count], name=path)
     if sha256 is not None and index.digest != sha256:
         raise corrupt_index("it is not the index that the manifest names", path)
+    if keep is not None:
+        keep(memoryview(buffer)[:count])
     return index
