@@ -111,8 +111,9 @@ def read_lines(path: Path, position: int, *, piece: int = PIECE) -> list[Line]:
     try:
         with path.open("rb") as file:
             if position:
-                file.seek(position - 1)
-                if file.read(1) != b"\n":
+                beyond = position > os.fstat(file.fileno()).st_size
+                file.seek(0 if beyond else position - 1)
+                if beyond or file.read(1) != b"\n":
                     raise InvalidInput(
                         "no line of the log begins there",
                         operation="read log",

@@ -47,6 +47,16 @@ router = APIRouter(prefix="/v1", tags=["templates"])
 
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 15.0
+_EVENT = {
+    "type": "object",
+    "description": "Each event: a line of the log as data, or the build's document at the end.",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["message", "end"]},
+        "data": {"type": "string"},
+    },
+    "required": ["data"],
+}
 _CURSOR = r"^[0-9]{1,20}_[0-9a-f-]{36}$"
 
 
@@ -162,7 +172,7 @@ async def get_log(
     | {
         200: {
             "description": "Server-sent events",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "It ended, and the client has all of it"},
     },
