@@ -33,6 +33,7 @@ from bootstream.block.disk import disk_error
 from bootstream.block.overlay_file import OverlayFile
 from bootstream.block.overlay_header import BLOCK, Committed
 from bootstream.block.overlay_layer import Layer
+from bootstream.block.overlay_states import States
 from bootstream.errors import BootstreamError, Conflict
 
 __all__ = ["BLOCK", "Committed", "Frozen", "Overlay"]
@@ -258,7 +259,7 @@ class Overlay:
 
     def _push(self) -> None:
         """Put an empty layer on top, unless the top is empty itself."""
-        if self._top.states.count(0) == len(self._top.states):
+        if self._top.untouched:
             return  # a write that comes now is later than the commit
         self.flush()  # so that little is left to flush while writers wait
         try:
@@ -408,7 +409,7 @@ class Frozen:
             self._overlay._mark(self._layers[-1], Committed(build_id, index_sha256))
 
 
-def _union(states: list[bytearray], blocks: int) -> bytes:
+def _union(states: list[States], blocks: int) -> bytes:
     """Combine maps of states: not 0 where one of them is not."""
     total = 0
     for column in states:

@@ -33,6 +33,7 @@ from bootstream.block.overlay_header import (
     LayerEntry,
     page_count,
 )
+from bootstream.block.overlay_states import States
 from bootstream.errors import BootstreamError, Conflict, Corrupt, InvalidInput
 
 BASE, WRITTEN, ZERO = 0, 1, 2
@@ -56,7 +57,7 @@ class LayerFile:
         self.slot = entry.slot
         self.committed: Committed | None = entry.committed
         self.data = header.data + entry.slot * header.stride
-        self.states = bytearray(header.blocks)
+        self.states = States(max(1, header.blocks))
         self.name = name
         shift = entry.slot * header.stride
         self._maps = (header.map_a + shift, header.map_b + shift)

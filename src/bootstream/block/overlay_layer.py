@@ -55,6 +55,11 @@ class Layer:
         self._dirty = bytearray(-(-len(self.states) // PAGE_STATES))
         self._locks = [threading.Lock() for _ in range(_STRIPES)]
 
+    @property
+    def untouched(self) -> bool:
+        """Whether every block is as in the base."""
+        return _OTHERS[BASE].search(self.states) is None
+
     # Reading
 
     def read_warm(self, offset: int, length: int) -> Sequence[memoryview] | None:
@@ -245,7 +250,7 @@ class Layer:
 
     def _punch(self, first: int, stop: int) -> None:
         """Give back the room of what was written; where that fails, the state alone does."""
-        if self.states.find(WRITTEN, first, stop) < 0:
+        if not self.states.has(WRITTEN, first, stop):
             return
         try:
             where = self._data + (first << _SHIFT)
