@@ -533,3 +533,37 @@ def test_kill_while_filling(tmp_path: Path, rounds: int) -> None:
                     at = layout.data + slot * CHUNK
                     assert data[at : at + CHUNK] == chunk_of(slot)
         assert fill(pack, *range(40)) == [chunk_of(n) for n in range(40)]
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    """Neighbours that are kept together are where single ones would be, across segments too."""
+    with closing(NodeCache(tmp_path / "cache", 16 << 20)) as cache:
+        pack = pack_of(cache)
+        slots = layout_of(cache).slots
+        fill(pack, 0, 5, slots)
+        numbers = [0, 1, 2, 2, 3, 5, 6, slots - 1, slots, slots + 1, 4]
+        chunks = [(n, digest_of(n), chunk_of(n)) for n in numbers]
+        short = slots + 2
+        last = chunk_of(short)[:1000]
+        chunks.append((short, hashlib.sha256(last).digest(), last))
+        views = pack.fill_many(chunks)
+        assert [copy(view) for view in views] == [data for _, _, data in chunks]
+    with closing(NodeCache(tmp_path / "cache", 16 << 20)) as cache:
+        pack = pack_of(cache)
+        assert [find(pack, n) for n in numbers] == [chunk_of(n) for n in numbers]
+        assert copy(pack.find(short, chunks[-1][1], 1000)) == last
+
+
+def test_many_on_a_full_disk(tmp_path: Path) -> None:
+    """Where a run does not fit, its chunks are served uncached, and none is half there."""
+    with closing(NodeCache(tmp_path / "cache", 64 << 20)) as cache:
+        pack = pack_of(cache)
+        fill(pack, 0)
+        end = layout_of(cache).data + 4 * CHUNK
+        chunks = [(n, digest_of(n), chunk_of(n)) for n in range(1, 9)]
+        with largest_file(end):
+            views = pack.fill_many(chunks)
+        for (number, _, data), view in zip(chunks, views, strict=True):
+            assert copy(view) in (None, data)
+            assert find(pack, number) in (None, data)
+        assert None in views

@@ -69,9 +69,9 @@ class Kept:
     def __init__(self) -> None:
         self.views: dict[int, memoryview] = {}
 
-    def keep(self, chunk: int, data: bytes | memoryview) -> memoryview:
+    def keep(self, arrived: Sequence[tuple[int, bytes | memoryview]]) -> list[memoryview]:
         """Keep it."""
-        return self.views.setdefault(chunk, memoryview(bytes(data)))
+        return [self.views.setdefault(chunk, memoryview(bytes(data))) for chunk, data in arrived]
 
     def missing(self, chunks: Sequence[int]) -> list[int]:
         """Whatever is not here."""

@@ -21,7 +21,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 from bootstream.block.disk import disk_error
@@ -243,6 +243,46 @@ class PackCache:
         except OSError as error:
             self._cache.warn(error)
             return None
+
+    def fill_many(
+        self, chunks: Sequence[tuple[int, bytes, bytes | memoryview]]
+    ) -> list[memoryview | None]:
+        """``fill`` for several ``(ordinal, sha256, data)``; neighbours are written together."""
+        views: list[memoryview | None] = []
+        for run in self._runs(chunks):
+            ordinal = run[0][0]
+            number, slot = divmod(ordinal, self._layout.slots)
+            segment = self.segments.get(number)
+            written = False
+            if len(run) > 1 and segment is not None:
+                data = [chunk[2] for chunk in run]
+                if self._cache.may_fill(sum(map(len, data))):
+                    try:
+                        written = segment.fill_run(slot, [chunk[1] for chunk in run], data)
+                    except OSError as error:
+                        self._cache.warn(error)
+            if written and segment is not None:
+                views += [segment.view(slot + n, len(chunk[2])) for n, chunk in enumerate(run)]
+            else:
+                views += [self.fill(*chunk) for chunk in run]
+        return views
+
+    def _runs(
+        self, chunks: Sequence[tuple[int, bytes, bytes | memoryview]]
+    ) -> Iterator[list[tuple[int, bytes, bytes | memoryview]]]:
+        """Split into runs of neighbours in one segment, all but the last as long as a slot."""
+        run: list[tuple[int, bytes, bytes | memoryview]] = []
+        for chunk in chunks:
+            if run and not (
+                chunk[0] == run[-1][0] + 1
+                and chunk[0] % self._layout.slots
+                and len(run[-1][2]) == self._layout.chunk_size
+            ):
+                yield run
+                run = []
+            run.append(chunk)
+        if run:
+            yield run
 
     def _open(self, number: int, *, create: bool) -> Segment | None:
         with self._lock:

@@ -21,7 +21,7 @@ from bootstream.block.readahead import LARGEST_PIECE, ReadAhead
 from bootstream.block.recent import RecentChunks
 from bootstream.block.recorder import Recorder
 from bootstream.block.trace import Trace
-from bootstream.chunks.index import Index
+from bootstream.chunks.index import ChunkRef, Index
 from bootstream.errors import InvalidInput
 
 _MOST_VIEWS = 1 << 16
@@ -171,15 +171,22 @@ class ChunkedDevice:
         """Return the chunk's view if it is here, for whoever is about to fetch it."""
         return self._locate(chunk) or self._recent.get(chunk)
 
-    def _keep(self, chunk: int, data: Data) -> memoryview:
-        """Put a chunk that arrived into the cache, or else into memory."""
-        if self._packs:
+    def _keep(self, arrived: Sequence[tuple[int, Data]]) -> list[memoryview]:
+        """Put chunks that arrived into the cache, or else into memory; return their views."""
+        if not self._packs:
+            return [self._recent.put(chunk, data) for chunk, data in arrived]
+        by_pack: dict[int, list[tuple[int, ChunkRef, Data]]] = {}
+        for chunk, data in arrived:
             ref = self._index.lookup(chunk)
             assert ref is not None
-            view = self._packs[ref.pack].fill(ref.ordinal, ref.sha256, data)
-            if view is not None:
-                return view
-        return self._recent.put(chunk, data)
+            by_pack.setdefault(ref.pack, []).append((chunk, ref, data))
+        views: dict[int, memoryview | None] = {}
+        for pack, entries in by_pack.items():
+            filled = self._packs[pack].fill_many(
+                [(ref.ordinal, ref.sha256, data) for _, ref, data in entries]
+            )
+            views.update(zip((chunk for chunk, _, _ in entries), filled, strict=True))
+        return [views[chunk] or self._recent.put(chunk, data) for chunk, data in arrived]
 
     def _missing(self, chunks: Sequence[int]) -> list[int]:
         """Return, ascending, those chunks that have to be fetched."""

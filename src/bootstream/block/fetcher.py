@@ -42,6 +42,8 @@ _IDLE_SECONDS = 5.0
 _PATIENCE_SECONDS = 0.1
 _JOIN_SECONDS = 2.0
 _MOST_RANGES = 64
+_TOGETHER = 16
+"""Chunks of one request that are kept, and their readers woken, together."""
 
 
 class Source(Protocol):
@@ -62,7 +64,7 @@ class Fetcher:
     Args:
         source: brings them.
         find: returns a chunk that has arrived earlier, without waiting, or None.
-        keep: stores what arrived where ``find`` finds it, and returns its view.
+        keep: stores what arrived where ``find`` finds it, and returns the views.
         missing: returns, ascending, those chunks that are not here and not zeros.
         piece: how many chunks to fetch ahead by one request at most.
         recorder: is told of what arrives, and of who waited.
@@ -72,7 +74,7 @@ class Fetcher:
         self,
         source: Source,
         find: Callable[[int], memoryview | None],
-        keep: Callable[[int, Data], memoryview],
+        keep: Callable[[Sequence[tuple[int, Data]]], Sequence[memoryview]],
         missing: Callable[[Sequence[int]], list[int]],
         *,
         piece: int,
@@ -340,20 +342,32 @@ class Fetcher:
         missing = [chunk for chunk in job.chunks if chunk in self._flights]
         prefetched = job.urgency is not Urgency.DEMAND
 
+        arrived: list[tuple[int, Data]] = []
+
         def deliver(chunk: int, data: Data) -> None:
             nonlocal size
             size += len(data)
-            if chunk not in self._flights:  # another request was faster
-                return
-            self._recorder.arrived(chunk, prefetched=job.urgency is not Urgency.DEMAND)
-            view = self._keep(chunk, data)
+            if chunk in self._flights:  # else another request was faster
+                arrived.append((chunk, data))
+                if len(arrived) >= _TOGETHER:
+                    land()
+
+        def land() -> None:
+            for chunk, _ in arrived:
+                self._recorder.arrived(chunk, prefetched=job.urgency is not Urgency.DEMAND)
+            views = self._keep(arrived)
             with self._lock:
-                self._flights.land(chunk, view)
+                for (chunk, _), view in zip(arrived, views, strict=True):
+                    self._flights.land(chunk, view)
+            arrived.clear()
 
         error: BaseException = Unavailable("the chunk was not delivered", operation="fetch chunk")
         try:
             if missing:
-                self._source.fetch(missing, deliver)
+                try:
+                    self._source.fetch(missing, deliver)
+                finally:
+                    land()
                 self._hedge.took(time.monotonic() - job.started, size)
         except BootstreamError as caught:
             error = caught

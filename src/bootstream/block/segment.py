@@ -19,12 +19,15 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bootstream.block.disk import allocate, write_all
 
 _log = logging.getLogger(__name__)
+
+Data = bytes | memoryview
 
 MAGIC = b"BSNODE01"
 PAGE = 4096
@@ -170,6 +173,30 @@ class Segment:
         self._set_state(slot, PRESENT)
         self._checked[slot] = 1
         self.used_ns = time.time_ns()
+        return self._data[start : start + length]
+
+    def fill_run(self, slot: int, digests: Sequence[bytes], data: Sequence[Data]) -> bool:
+        """Put verified chunks into neighbouring slots, by as few calls as one takes.
+
+        All but the last are as long as a slot. False, with nothing done, if any of the slots
+        is taken; then they go one by one. Raises OSError; the slots are absent then.
+        """
+        count = len(data)
+        if self._states[slot : slot + count] != bytes(count):
+            return False
+        layout = self._layout
+        start = layout.data + slot * layout.chunk_size
+        allocate(self._descriptor, start, sum(map(len, data)))
+        write_all(self._descriptor, list(data), start)
+        write_all(self._descriptor, [b"".join(digests)], layout.digests + slot * DIGEST)
+        write_all(self._descriptor, [bytes([PRESENT]) * count], PAGE + slot)
+        self._checked[slot : slot + count] = b"\1" * count
+        self.used_ns = time.time_ns()
+        return True
+
+    def view(self, slot: int, length: int) -> memoryview:
+        """Return a slot's bytes, which were found or filled before."""
+        start = slot * self._layout.chunk_size
         return self._data[start : start + length]
 
     def stamp(self) -> None:

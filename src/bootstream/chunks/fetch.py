@@ -74,7 +74,7 @@ class ChunkReader:
         self._storage = storage
         self._request_size = request_size
         self._gap = gap
-        self._decoders = threading.local()
+        self._own = threading.local()
 
     def plan(self, chunks: Iterable[int]) -> list[list[int]]:
         """Group chunks that are not zeros into those that ``fetch`` brings by one request."""
@@ -164,7 +164,8 @@ class ChunkReader:
             )
 
     def _run(self, request: _Request, pack: Pack, deliver: Deliver, damaged: Damaged) -> None:
-        data = self._read(pack, request.offset, request.end - request.offset)
+        length = request.end - request.offset
+        data = self._read(pack, request.offset, self._buffer(length))
         for piece in request.pieces:
             start = piece.offset - request.offset
             try:
@@ -172,7 +173,7 @@ class ChunkReader:
             except _Unsound:
                 # the network or a cache on the way may have been at fault: ask once more
                 try:
-                    again = self._read(pack, piece.offset, piece.length)
+                    again = self._read(pack, piece.offset, memoryview(bytearray(piece.length)))
                     content = self._open(pack, again, piece)
                 except _Unsound as reason:
                     damaged(pack, self._corrupt(pack, piece, str(reason)))
@@ -180,11 +181,22 @@ class ChunkReader:
             for chunk in piece.chunks:
                 deliver(chunk, content)
 
-    def _read(self, pack: Pack, offset: int, length: int) -> memoryview:
+    def _read(self, pack: Pack, offset: int, buffer: memoryview) -> memoryview:
         """Read a range; shorter where the object ends."""
-        buffer = bytearray(length)
         count = self._storage.open_object(pack.path).read_at(buffer, offset)
-        return memoryview(buffer)[:count]
+        return buffer[:count]
+
+    def _buffer(self, length: int) -> memoryview:
+        """Return memory of this thread's own, which its next request uses again.
+
+        Fresh memory for each request would cost the kernel as much as receiving into it.
+        """
+        buffer: memoryview | None = getattr(self._own, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = memoryview(bytearray(length))
+            if length <= self._request_size:
+                self._own.buffer = buffer
+        return buffer[:length]
 
     def _corrupt(self, pack: Pack, piece: _Piece, reason: str) -> Corrupt:
         return Corrupt(
@@ -232,8 +244,8 @@ class ChunkReader:
 
     def _decoder(self) -> zstandard.ZstdDecompressor:
         """Return this thread's decoder, which never takes more memory than a chunk is large."""
-        decoder: zstandard.ZstdDecompressor | None = getattr(self._decoders, "decoder", None)
+        decoder: zstandard.ZstdDecompressor | None = getattr(self._own, "decoder", None)
         if decoder is None:
             decoder = zstandard.ZstdDecompressor(max_window_size=self.index.chunk_size)
-            self._decoders.decoder = decoder
+            self._own.decoder = decoder
         return decoder

@@ -97,7 +97,7 @@ class Transmission:
         self._out: list[Buffer] = []
         self._pending = 0
         self.answered = 0
-        """How many requests the last :meth:`answer` found."""
+        """How many requests the last :meth:`answer` found and answered; 0 if a worker has one."""
 
     def answer(self, reader: RequestReader) -> bool:
         """Answer every complete request; False once the client said DISC.
@@ -136,6 +136,7 @@ class Transmission:
                 continue
             if views is None:
                 self._later(_READ, 0, cookie, offset, length)
+                answered = -MAX_PAYLOAD
                 continue
             if sum(map(len, views)) != length:
                 self._queue(self._failed(_READ, cookie, offset, length, _short(views, length)))
@@ -149,7 +150,7 @@ class Transmission:
             if pending >= _SEND:
                 self._send_out()
                 pending = 0
-        self.answered = answered
+        self.answered = max(0, answered)
         return True
 
     def _other(
