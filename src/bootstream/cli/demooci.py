@@ -87,7 +87,7 @@ class OciDemo(Runner):
 
     def _build(self, build: str) -> None:
         self.say("a template from the registry's image, in Object Storage")
-        self.bootstream("build", "--template", "demo", "--build", build)
+        self.bootstream("build", "--template", "demo", "--build", build, "--free", "64M")
         self.bootstream("ls")
         said = self.bootstream("cat", "demo:/etc/message")
         self.insist(said == "from OCIR\n", "the file is not what the image has")

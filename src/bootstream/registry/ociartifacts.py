@@ -147,8 +147,9 @@ class ArtifactsApi:
         except (NotFound, PermissionDenied) as error:
             if isinstance(error, NotFound) and not is_there():
                 return  # it never was, or somebody else was first
+            # REPOSITORY_DELETE is for repositories, not for what is in them.
             raise self._not_allowed(
-                error, repository, "REPOSITORY_READ", "REPOSITORY_UPDATE", "REPOSITORY_DELETE"
+                error, repository, "REPOSITORY_READ", "REPOSITORY_UPDATE"
             ) from error
 
     def _remove(self, image: str, version: str, uri: str) -> None:
