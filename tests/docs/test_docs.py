@@ -101,6 +101,17 @@ def test_commands_of_operations(cli: CommandLine, environment: dict[str, str]) -
         run(line, cli.folder, environment)
 
 
+def test_commands_of_registries(cli: CommandLine, environment: dict[str, str]) -> None:
+    """The registries' page, with a folder; ``demo --oci`` has a test of its own (tests/e2e)."""
+    registry = {"LOCAL_ARTIFACTS_REGISTRY_BASE_PATH": str(cli.folder / "registry")}
+    shown = commands("docs/registries.md")
+    assert "bootstream demo --oci" in shown
+    for line in shown:
+        if not line.startswith("bootstream demo"):
+            run(line, cli.folder, environment | registry)
+    assert (cli.folder / "pulled" / "index.json").exists()
+
+
 def test_library_example_of_the_readme(cli: CommandLine, environment: dict[str, str]) -> None:
     """The Python block runs; only its folders are others."""
     (example,) = blocks("README.md", "python")
