@@ -1,7 +1,8 @@
 """Reads and writes over a unix socket: ``bootstream serve``, ``nbdkit`` and ``qemu-nbd``.
 
 One raw image; ours is imported as a chunked template and its node cache warmed by copying
-the export once, theirs lies in the page cache. fio's nbd engine is the client of all. Rounds
+the export once, theirs lies in the page cache. Writes go to an overlay: ours, ``nbdkit
+--filter=cow``, and a qcow2 file on ``qemu-nbd``. fio's nbd engine is the client of all. Rounds
 are interleaved and medians are compared, so that what else the machine does hits all alike.
 """
 
@@ -45,6 +46,7 @@ READS = (
     Case("randread", "4k", 1),
     Case("randread", "4k", 16),
     Case("randread", "4k", 64),
+    Case("randread", "4k", 1, 4),
     Case("randread", "4k", 16, 4),
     Case("randread", "1m", 16),
     Case("read", "1m", 16),
@@ -53,7 +55,10 @@ READS = (
 WRITES = (
     Case("randwrite", "4k", 1),
     Case("randwrite", "4k", 16),
+    Case("randwrite", "4k", 16, 4),
     Case("randwrite", "64k", 16),
+    Case("write", "1m", 16),
+    Case("write", "1m", 16, 4),
 )
 
 
@@ -159,9 +164,15 @@ class Bench:
         image = str(self.image)
         serve = [*self._bootstream, "serve", "bench", "--socket"]
         cow = ["nbdkit", "-f", "--filter=cow", "-U"]
+        qcow2 = str(self.folder / "image.qcow2")
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", qcow2], check=True
+        )
+        qemu = ["qemu-nbd", "-f", "qcow2", "-t", "-e", "16", "-k"]
         return {
             "bootstream": self.start("ours-rw", lambda s: [*serve, s]),
             "nbdkit": self.start("nbdkit-rw", lambda s: [*cow, s, "file", image]),
+            "qemu-nbd": self.start("qemu-rw", lambda s: [*qemu, s, qcow2]),
         }
 
     def measure(
