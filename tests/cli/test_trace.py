@@ -191,6 +191,24 @@ def test_traces_go_and_travel_with_their_build(cli: CommandLine, tmp_path: Path)
     assert [path for path in cli.store.rglob("*") if not path.is_dir()] == []
 
 
+def test_derived_builds_take_it_along(cli: CommandLine, tmp_path: Path) -> None:
+    """What commit and flatten make has the trace of what it was made from, and replays it."""
+    with running(cli, "serve", "vm:1", "--socket", tmp_path / "s") as (_, uri):
+        boot(uri, READ)
+    with running(cli, "serve", "vm:1", "--socket", tmp_path / "s", "--trace", "off") as (_, uri):
+        run("qemu-io", "-f", "raw", "-c", "write -z 64k 64k", "-c", "write -P 7 6M 64k", uri)
+        cli.ok("commit", tmp_path / "s", "--tag", "2")
+    cli.ok("flatten", "vm:2", "--tag", "flat")
+    touches = cli.json("trace", "show", "vm:1")["touches"]
+    for ref in ("vm:2", "vm:flat"):
+        assert cli.json("trace", "show", ref)["touches"] == touches
+        assert cli.json("verify", ref)["ok"]
+        arguments = ("serve", ref, "--socket", tmp_path / "s", "--stats", tmp_path / "stats")
+        with running(cold(cli), *arguments) as (_, uri):
+            boot(uri, READ)
+        assert stats_of(tmp_path / "stats")["trace"]["state"] == "replayed"
+
+
 def test_record_runs_a_command(cli: CommandLine, tmp_path: Path) -> None:
     """The command gets the URI twice; what it reads is stored; one that fails stores nothing."""
     program = (

@@ -25,6 +25,7 @@ from bootstream.templates.manifest import Artifact, Manifest
 from bootstream.templates.names import new_build_id
 from bootstream.templates.publish import BuildSession, Guarded
 from bootstream.templates.scratch import Scratch
+from bootstream.templates.traces import carry_traces
 
 
 def load(storage: StorageProvider, manifest: Manifest, artifact: str) -> Index:
@@ -238,7 +239,7 @@ class Derivation:
         return summary
 
     def publish(self, *, parent: str | None) -> Published:
-        """Publish what was written. Raises Conflict when collection was first."""
+        """Publish what was written, with the origin's traces. Raises Conflict if collected."""
         manifest = self.session.publish(
             Manifest(
                 build_id=self.session.build_id,
@@ -253,6 +254,7 @@ class Derivation:
                 tool=f"bootstream {bootstream.__version__}",
             )
         )
+        carry_traces(self.storage, self.origin, manifest)
         return Published(manifest, self._summaries)
 
 

@@ -9,6 +9,7 @@ import logging
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,6 +39,7 @@ FEWEST_CHUNKS = 8
 COPY_BYTES = 32 << 20
 """A recording of more than this, and of more than half of an image's data, is a copy of it."""
 _FIRST_READ = 64 << 10
+_PATIENCE_SECONDS = 5.0
 
 
 def load_trace(storage: StorageProvider, manifest: Manifest, artifact: str) -> Trace | None:
@@ -117,6 +119,24 @@ def store_trace(
     except AlreadyExists:
         return False
     return True
+
+
+def carry_traces(storage: StorageProvider, origin: Manifest, derived: Manifest) -> None:
+    """Give a build that was made from another one its traces: it boots much the same.
+
+    Of artifacts of the same size in chunks of the same size. Trouble leaves it without.
+    """
+    for name, entry in derived.artifacts.items():
+        before = origin.artifacts.get(name)
+        if before is None or (before.size, before.chunk_size) != (entry.size, entry.chunk_size):
+            continue
+        try:
+            trace = load_trace(storage, origin, name)
+            if trace is not None:
+                trace = replace(trace, index_sha256=entry.index_sha256)
+                store_trace(storage, derived, name, trace, replace=False)
+        except BootstreamError as error:
+            log.debug("the trace of %s is not taken over: %s", name, error)
 
 
 def remove_trace(storage: StorageProvider, manifest: Manifest, artifact: str) -> bool:
@@ -305,7 +325,7 @@ class TraceKeeper:
             self._finished = True
             timer, self._timer = self._timer, None
         if self._loading.ident is not None:
-            self._loading.join()
+            self._loading.join(_PATIENCE_SECONDS)  # the store may not answer for long
         if timer is not None:
             timer.cancel()
             timer.join()
@@ -321,11 +341,9 @@ class TraceKeeper:
         if reason is not None:
             log.debug("the trace is not stored: %s", reason)
             return
-        replace = self._mode is TraceMode.RECORD
+        anew = self._mode is TraceMode.RECORD
         try:
-            stored = store_trace(
-                self._storage, self._manifest, self._artifact, trace, replace=replace
-            )
+            stored = store_trace(self._storage, self._manifest, self._artifact, trace, replace=anew)
         except BootstreamError as error:
             log.debug("the trace is not stored: %s", error)
             return
