@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "bootstream/stats"
 VERSION = 1
+_LOOK_UPS = 16
 _CONTROL_EVENTS = 8_000
 """Of each kind in an answer of the control socket, whose lines have at most 1 MiB."""
 
@@ -63,12 +65,19 @@ class Bases:
     stack: ExitStack
     mode: TraceMode
     exports: dict[str, Base] = field(default_factory=dict)
+    _found: dict[str, str] = field(default_factory=dict)
     _held: dict[str, Manifest] = field(default_factory=dict)
     _bases: dict[tuple[str, str], Base] = field(default_factory=dict)
 
+    def look_up(self, refs: Sequence[str]) -> None:
+        """Find out which builds many references name, side by side."""
+        with ThreadPoolExecutor(min(_LOOK_UPS, len(refs))) as pool:
+            found = pool.map(self.cli.catalogue.resolve, refs)
+            self._found.update(zip(refs, (build.build_id for build in found), strict=True))
+
     def hold(self, ref: str) -> Manifest:
         """Take a lease, one a build; it is checked under the lease, so nothing was collected."""
-        build_id = self.cli.catalogue.resolve(ref).build_id
+        build_id = self._found.get(ref) or self.cli.catalogue.resolve(ref).build_id
         if build_id not in self._held:
             lease = Lease(self.cli.storage, build_id, self.cli.settings.node_id)
             self._held[build_id] = self.stack.enter_context(lease).manifest

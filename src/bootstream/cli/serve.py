@@ -164,6 +164,7 @@ def serving_bases(cli: Cli, wanted: Served) -> Iterator[tuple[str, Bases]]:
     with ExitStack() as stack:
         cache = stack.enter_context(closing(wiring.open_node_cache(cli.settings)))
         bases = Bases(cli, cache, stack, wanted.trace)
+        bases.look_up(wanted.refs)
         exports = _Exports(cli, wanted, bases, stack)
         for number, ref in enumerate(wanted.refs):
             exports.add(ref, first=number == 0)

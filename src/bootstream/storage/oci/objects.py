@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from base64 import b64encode
 from os import PathLike
@@ -146,7 +147,8 @@ class OCIBucketStorageObjectProvider:
 
     def get(self, limit: int) -> tuple[bytes, str]:
         """Read a small object whole, by one request; return its content and etag."""
-        buffer = memoryview(bytearray(limit + 1))
+        # Its pages are taken when something comes, and given back: most objects are far smaller.
+        buffer = memoryview(mmap.mmap(-1, limit + 1))
         piece = fetch(self._client, self._url(), self._path, buffer, 0)
         if not piece.count:  # nothing can be asked for of an empty object, not even its etag
             found = self.stat()
