@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 import uvicorn
+from tests.services.fuzz import fuzz
 
 from bootstream.client import TemplateManagerClient
 from bootstream.errors import InvalidInput, PermissionDenied
@@ -404,35 +402,3 @@ def test_store_away(folder: Path) -> None:
 def test_schemathesis(service: ServiceProcess, folder: Path) -> None:
     """Requests made from the description: no answer that is not described, and no 5xx."""
     fuzz(service, folder, seconds=12)
-
-
-def fuzz(service: ServiceProcess, folder: Path, *, seconds: int) -> None:
-    """Run schemathesis, a program of its own, for so long."""
-    program = Path(sys.executable).with_name("schemathesis")
-    assert program.exists() or shutil.which("schemathesis")
-    checks = (
-        "not_a_server_error,status_code_conformance,content_type_conformance,"
-        "response_schema_conformance,unsupported_method"
-    )
-    result = subprocess.run(
-        [
-            str(program),
-            "run",
-            f"{service.url}/openapi.json",
-            *("--checks", checks),
-            *("--max-examples", "40"),
-            *("--seed", "1"),
-            *("--phases", "examples,coverage,fuzzing"),
-            *("--generation-database", "none"),
-            *("--suppress-health-check", "all"),
-            *("--max-time", str(seconds)),
-            "--no-color",
-        ],
-        cwd=folder,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=80,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

@@ -60,9 +60,15 @@ VERBS: dict[str, Verb] = {
     "template-manager": Verb(
         "Serve", "services", "template_manager", "Run the service that makes templates."
     ),
+    "orchestrator": Verb(
+        "Serve", "services", "orchestrator", "Run the service that serves sandboxes."
+    ),
     "token": Verb("Serve", "services", "service_token", "Make a token for a client."),
     "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
     "doctor": Verb("Other", "doctor", "doctor", "Check what this host needs; say what mends it."),
+    "deploy": Verb(
+        "Other", "deploy", "deploy", "Install and start the services on the hosts of a fleet."
+    ),
     "demo": Verb("Other", "demo", "demo", "Run the main job on a store of its own."),
     "local-oci": Verb(
         "Other", "localoci", "local_oci", "Run a local OCI: storage, registry and sign-in."

@@ -51,9 +51,10 @@ def _listening(function: Any) -> Any:
 def template_manager(cli: Cli, /, ready_fd: int | None, **options: Any) -> None:
     """Run the service that makes templates.
 
-    It speaks HTTP on port 5009. Its settings are the variables of docs/services.md; options come before them. It listens
-    on this host only unless --host says otherwise, and beyond it wants tokens and TLS. Builds
-    run in processes of their own: they survive the service, and its next start finds them.
+    It speaks HTTP on port 5009. Its settings are the variables of docs/services.md; options
+    come before them. It listens on this host only unless --host says otherwise, and beyond it
+    wants tokens and TLS. Builds run in processes of their own: they survive the service, and
+    its next start finds them.
     """
     from bootstream.services.settings import TEMPLATE_MANAGER_PORT  # noqa: PLC0415 - not for help
 
@@ -76,6 +77,49 @@ def template_manager(cli: Cli, /, ready_fd: int | None, **options: Any) -> None:
             )
         finally:
             manager.close()
+
+
+@verb(
+    "orchestrator",
+    """
+    bootstream orchestrator
+    bootstream orchestrator --host 10.0.0.7 --tokens /etc/bootstream/tokens.json
+    """,
+)
+@_listening
+@pass_cli
+def orchestrator(cli: Cli, /, ready_fd: int | None, **options: Any) -> None:
+    """Run the service that serves sandboxes.
+
+    It speaks HTTP on port 5008, and runs on every host. Its settings are the variables of
+    docs/services.md; options come before them. It listens on this host only unless --host
+    says otherwise, and beyond it wants tokens and TLS. Sandboxes survive it: its next start
+    serves them again, at the same sockets, with all that was written.
+    """
+    from bootstream.services.settings import ORCHESTRATOR_PORT  # noqa: PLC0415 - not for help
+
+    service = _settings(options, ORCHESTRATOR_PORT)
+    _needs_extra()
+    from bootstream.services import logs, server  # noqa: PLC0415 - needs the extra
+    from bootstream.services.orchestrator import (  # noqa: PLC0415
+        Orchestrator,
+        make_orchestrator_app,
+    )
+
+    logs.configure("orchestrator", cli.settings.node_id)
+    sock = server.listen(service.listen)
+    with sock:
+        made = Orchestrator(cli.settings, service)
+        try:
+            server.run(
+                make_orchestrator_app(made, service),
+                sock,
+                service.listen,
+                on_ready=lambda url: _tell_ready(cli, url, ready_fd),
+                on_stop=made.stop,
+            )
+        finally:
+            made.close()
 
 
 @verb(

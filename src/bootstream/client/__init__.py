@@ -14,5 +14,14 @@ Errors are those of the package, as the service raised them. Thread safe.
 from __future__ import annotations
 
 from bootstream.client.manager import Build, Event, Template, TemplateManagerClient
+from bootstream.client.orchestrator import MadeBuild, OrchestratorClient, Sandbox
 
-__all__ = ["Build", "Event", "Template", "TemplateManagerClient"]
+__all__ = [
+    "Build",
+    "Event",
+    "MadeBuild",
+    "OrchestratorClient",
+    "Sandbox",
+    "Template",
+    "TemplateManagerClient",
+]
