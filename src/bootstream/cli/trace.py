@@ -145,21 +145,20 @@ def _describe(manifest: Manifest, artifact: str, found: Trace) -> dict[str, Any]
 
 
 def _rows(found: Trace) -> Iterator[tuple[str, str, str, str]]:
-    """Yield how much was touched within a time, doubled from line to line."""
-    limit = 125
-    while True:
+    """Yield how much was touched within a time, doubled from line to line where it is more."""
+    limit, before = 125, 0
+    while found.touches:
         chunks = sum(touch.count for touch in found.touches if touch.milliseconds <= limit)
-        last = found.seconds * 1000 <= limit
-        if chunks:
+        if chunks > before:
             yield (
                 f"{limit / 1000:g} s",
                 str(chunks),
                 human_size(chunks * found.chunk_size),
                 percent(chunks, found.chunk_count),
             )
-        if last:
+        if found.seconds * 1000 <= limit:
             return
-        limit *= 2
+        limit, before = limit * 2, chunks
 
 
 def _no_trace(ref: str) -> NotFound:
