@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # Debian packages with the real servers and clients that the tests talk to.
-APT_PACKAGES := attr busybox-static docker-registry e2fsprogs file fio libcap2-bin libnbd-bin \
-	mmdebstrap mount nbdkit npm openssh-client openssh-server openssl python3-libnbd qemu-system-x86 qemu-utils shellcheck skopeo uidmap umoci zstd
+APT_PACKAGES := attr busybox-static docker-registry e2fsprogs file fio iproute2 libcap2-bin libnbd-bin \
+	mmdebstrap mount nbdkit npm openssh-client openssh-server openssl python3-libnbd qemu-system-x86 qemu-utils shellcheck skopeo systemd uidmap umoci zstd
 # One program of each, to see whether it is there.
-PROGRAMS := setfattr busybox docker-registry mkfs.ext4 debugfs file fio setcap nbdcopy \
-	mmdebstrap mount nbdkit newuidmap npm openssl ssh sshd qemu-system-x86_64 qemu-img shellcheck skopeo umoci zstd
+PROGRAMS := setfattr busybox docker-registry mkfs.ext4 debugfs file fio ip setcap nbdcopy \
+	mmdebstrap mount nbdkit newuidmap npm openssl ssh sshd qemu-system-x86_64 qemu-img shellcheck skopeo systemd-analyze umoci zstd
 
 TEST_IMAGES := $(abspath $(VENV))/test-images
 export BOOTSTREAM_TEST_IMAGES := $(TEST_IMAGES)

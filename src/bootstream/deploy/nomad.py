@@ -10,8 +10,9 @@ jobs sees.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bootstream.deploy.hcl import Block, Value
@@ -19,6 +20,7 @@ from bootstream.deploy.variables import CACHE, CLOUD_VARIABLES, CLOUDS, SERVICES
 
 JOBS = ("template-manager", "orchestrator", "template-build")
 COMMAND = "${bootstream_command}"
+DEFAULT_COMMAND = "/opt/bootstream/bin/bootstream"
 _HEAD = "# Made by 'python -m bootstream.deploy.nomad nomad': change src/bootstream/deploy.\n"
 _SECRETS = "$${NOMAD_SECRETS_DIR}"
 _META = ("image", "template", "build_id")
@@ -28,6 +30,19 @@ def render_job(job: str, cloud: str) -> str:
     """Return a job for a cloud, a Terraform template."""
     block = _build(cloud) if job == "template-build" else _service(job, cloud)
     return _HEAD + "\n".join(block.lines()) + "\n"
+
+
+def fill_in(text: str, values: Mapping[str, str], command: str = DEFAULT_COMMAND) -> str:
+    """Return a job as Terraform would make it of a template: what Nomad is given.
+
+    Args:
+        text: of ``render_job``.
+        values: by the names in the template; without quotes, braces and line breaks.
+        command: the program on the hosts.
+    """
+    known = {**values, "bootstream_command": command}
+    filled = re.sub(r"(?<!\$)\$\{(\w+)\}", lambda match: known[match[1]], text)
+    return filled.replace("$${", "${")
 
 
 def job_files() -> Iterator[tuple[str, str]]:

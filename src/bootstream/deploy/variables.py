@@ -56,7 +56,7 @@ CLOUD_VARIABLES: dict[str, tuple[Variable, ...]] = {
 # Folders of a host that stay when a job or a unit is started anew.
 CACHE = "/var/cache/bootstream"
 STATE = "/var/lib/bootstream"
-SECRETS = "/etc/bootstream"
+CURRENT = "/opt/bootstream/current"
 
 
 def template_names(cloud: str) -> tuple[str, ...]:
