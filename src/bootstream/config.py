@@ -155,6 +155,7 @@ class Settings:
     """What a process needs to know of the world; see ``docs/settings.md``.
 
     Sizes in bytes. ``cache_size`` None means a tenth of the disk it lies on.
+    ``read_patience``: seconds that a read of an export waits for a store that has trouble.
     ``ca_file``: certificates to trust in the place of the system's, for storage.
     """
 
@@ -175,6 +176,7 @@ class Settings:
     proxies: Proxies = NO_PROXIES
     runtime_dir: Path = Path("/run/bootstream")
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+    read_patience: float = 30.0
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -193,6 +195,7 @@ class Settings:
             )
         size = get("BOOTSTREAM_CACHE_SIZE")
         auth_file = get("REGISTRY_AUTH_FILE")
+        patience = get("BOOTSTREAM_READ_PATIENCE") or "30s"
         return cls(
             storage_provider=provider,
             template_bucket_name=get("TEMPLATE_BUCKET_NAME"),
@@ -229,6 +232,7 @@ class Settings:
             proxies=Proxies.from_environment(environ),
             runtime_dir=_folder(get("BOOTSTREAM_RUNTIME_DIR")) or _runtime_dir(),
             registry=_registry(environ),
+            read_patience=parse_duration(patience, what="BOOTSTREAM_READ_PATIENCE"),
         )
 
 

@@ -252,11 +252,17 @@ def open_node_cache(settings: Settings) -> NodeCache:
 
 
 def open_device(
-    storage: StorageProvider, cache: NodeCache | None, manifest: Manifest, artifact: str
+    storage: StorageProvider,
+    cache: NodeCache | None,
+    manifest: Manifest,
+    artifact: str,
+    *,
+    patience: float = 30.0,
 ) -> ChunkedDevice:
     """Return an artifact of a build as a read-only device; its index is loaded now.
 
-    The index is kept beside the cache's chunks, and comes from there the next time.
+    The index is kept beside the cache's chunks, and comes from there the next time. A reader
+    waits ``patience`` seconds for a store that has trouble before it gets the error.
 
     Raises:
         InvalidInput: the build has no such artifact.
@@ -278,7 +284,7 @@ def open_device(
         size=entry.index_size,
     )
     reader = ChunkReader(storage, index)
-    return ChunkedDevice(reader, cache, store=storage.details().identity)
+    return ChunkedDevice(reader, cache, store=storage.details().identity, patience=patience)
 
 
 def open_overlay(

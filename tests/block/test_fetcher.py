@@ -15,7 +15,7 @@ from bootstream.block.hedge import Hedge
 from bootstream.block.pace import LEAST, MOST, Pace
 from bootstream.block.readahead import ReadAhead
 from bootstream.block.recorder import Recorder
-from bootstream.errors import Unavailable
+from bootstream.errors import Corrupt, Unavailable
 
 
 class Store:
@@ -78,10 +78,18 @@ class Kept:
         return [chunk for chunk in sorted(chunks) if chunk not in self.views]
 
 
-def fetching(store: Store) -> Fetcher:
+def fetching(store: Store, patience: float = 0.0) -> Fetcher:
     """Return a fetcher from the store into nothing but memory."""
     kept = Kept()
-    return Fetcher(store, kept.views.get, kept.keep, kept.missing, piece=8, recorder=Recorder(4096))
+    return Fetcher(
+        store,
+        kept.views.get,
+        kept.keep,
+        kept.missing,
+        piece=8,
+        recorder=Recorder(4096),
+        patience=patience,
+    )
 
 
 def waiting(fetcher: Fetcher, chunk: int) -> int:
@@ -208,6 +216,45 @@ def test_a_failed_straggler_does_not_fail_its_reader(store: Store, fetcher: Fetc
             pass
         store.let_go(done + 1)
         assert list(reader.result(20)) == [3]
+
+
+def test_patience_outlives_an_outage(store: Store) -> None:
+    """What may pass is asked for again while a reader waits; what cannot is raised at once."""
+    with closing(fetching(store, patience=1000)) as fetcher:
+        store.let_go()
+        store.failing = {
+            0: Unavailable("down"),
+            1: Unavailable("down"),
+            3: Corrupt("it is damaged"),
+        }
+        assert sorted(fetcher.get([4, 5])) == [4, 5]
+        assert store.calls == [[4, 5]] * 3
+        with pytest.raises(Corrupt):
+            fetcher.get([7])
+        assert len(store.calls) == 4
+
+
+def test_patience_ends_with_the_device(store: Store) -> None:
+    """Closing wakes who waits for a store that is down."""
+    fetcher = fetching(store, patience=1000)
+    store.failing = dict.fromkeys(range(100_000), Unavailable("down"))
+    store.let_go()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(fetcher.get, [1])
+        store.wait_for(2)
+        fetcher.close()
+        with pytest.raises(Unavailable):
+            reader.result(20)
+
+
+def test_prefetches_have_no_patience(store: Store) -> None:
+    """They are dropped at the first error."""
+    with closing(fetching(store, patience=1000)) as fetcher:
+        store.failing = dict.fromkeys(range(100), Unavailable("down"))
+        store.let_go()
+        fetcher.ahead(range(64), Urgency.BACKGROUND)
+        assert fetcher.wait_until_idle(20)
+        assert len(store.calls) <= 2 * LEAST
 
 
 def test_closing_wakes_who_waits_in_the_queue(store: Store) -> None:

@@ -116,7 +116,7 @@ def run(*command: str | Path) -> str:
 @pytest.mark.parametrize(
     "fault",
     [
-        {"effect": "flip"},
+        {"effect": "flip", "count": 1},
         {"effect": "short"},
         {"effect": "long"},
         {"effect": "cut"},
@@ -145,6 +145,7 @@ def test_trouble_that_passes(oci: LocalOciServer, cli: CommandLine, fault: dict[
 )
 def test_trouble_that_stays(oci: LocalOciServer, cli: CommandLine, fault: dict[str, Any]) -> None:
     """Readers get an error; on the same connection, once the store is well, the right bytes."""
+    cli = CommandLine(cli.folder, {**cli.environment, "BOOTSTREAM_READ_PATIENCE": "0s"})
     with serving(cli, "vm", "--read-only") as served, RawClient(served.socket) as client:
         client.send(Command.READ, 1, 0, 4096)
         assert client.reply()[1:] == (0, IMAGE[:4096])
@@ -161,17 +162,22 @@ def test_trouble_that_stays(oci: LocalOciServer, cli: CommandLine, fault: dict[s
         assert served.copy() == IMAGE
 
 
-def test_a_request_that_stalls_is_asked_again(oci: LocalOciServer, cli: CommandLine) -> None:
+def test_a_request_that_stalls_is_asked_again(tmp_path: Path) -> None:
     """Nothing more comes on one connection; neither its reader nor the server's end waits."""
-    with serving(cli, "vm", "--read-only") as served, connect(served.uri) as client:
-        for number in range(40):
-            at = number * 7 % 20 * 2 * CHUNK
-            assert bytes(client.read_views(at, 512)[0]) == IMAGE[at : at + 512]
-        stalled = oci.faults.add("stall", seconds=20.0, after=1000, count=1, **PACK)
-        for number in range(20, 40):
-            at = (number * 7 % 20 + 40) * 2 * CHUNK
-            assert bytes(client.read_views(at, 512)[0]) == IMAGE[at : at + 512]
-        assert oci.faults.hits(stalled) == 1
+    (tmp_path / "image").write_bytes(IMAGE)
+    with LocalOciServer(tmp_path / "oci") as store:
+        cli = CommandLine(tmp_path, store.variables)
+        cli.ok("import", tmp_path / "image", "-t", "vm")
+        with serving(cli, "vm", "--read-only") as served, connect(served.uri) as client:
+            for number in range(40):
+                at = number * 7 % 20 * 2 * CHUNK
+                assert bytes(client.read_views(at, 512)[0]) == IMAGE[at : at + 512]
+            stalled = store.faults.add("stall", seconds=600.0, after=1000, count=1, **PACK)
+            for number in range(20, 40):
+                at = (number * 7 % 20 + 40) * 2 * CHUNK
+                assert bytes(client.read_views(at, 512)[0]) == IMAGE[at : at + 512]
+            assert store.faults.hits(stalled) == 1
+        store.kill()  # it would stall to its end
 
 
 def test_storage_that_dies_and_comes_back(tmp_path: Path) -> None:

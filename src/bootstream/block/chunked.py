@@ -51,7 +51,9 @@ class ChunkedDevice:
 
     writable = False
 
-    def __init__(self, reader: ChunkSource, cache: NodeCache | None, *, store: str) -> None:
+    def __init__(
+        self, reader: ChunkSource, cache: NodeCache | None, *, store: str, patience: float = 0.0
+    ) -> None:
         index = reader.index
         self.size = index.size
         self._index = index
@@ -77,6 +79,7 @@ class ChunkedDevice:
             self._missing,
             piece=max(1, LARGEST_PIECE // index.chunk_size),
             recorder=self.recorder,
+            patience=patience,
         )
 
     # Reading

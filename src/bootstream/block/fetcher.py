@@ -41,6 +41,7 @@ _DEMAND_THREADS = 64
 _IDLE_SECONDS = 5.0
 _PATIENCE_SECONDS = 0.1
 _JOIN_SECONDS = 2.0
+_PAUSE_SECONDS = 0.2
 _MOST_RANGES = 64
 _TOGETHER = 16
 """Chunks of one request that are kept, and their readers woken, together."""
@@ -68,6 +69,8 @@ class Fetcher:
         missing: returns, ascending, those chunks that are not here and not zeros.
         piece: how many chunks to fetch ahead by one request at most.
         recorder: is told of what arrives, and of who waited.
+        patience: seconds for which to go on fetching what a reader waits for, while errors are
+            such as may pass.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Fetcher:
         *,
         piece: int,
         recorder: Recorder,
+        patience: float = 0.0,
     ) -> None:
         self._source = source
         self._find = find
@@ -102,6 +106,8 @@ class Fetcher:
         self._threads: set[threading.Thread] = set()
         self._sleepers: list[threading.Lock] = []
         self._closed = False
+        self._patience = patience
+        self._closing = threading.Event()
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -145,6 +151,7 @@ class Fetcher:
         """Stop; a fetch that is under way is waited for, for some seconds. Idempotent."""
         with self._lock:
             self._closed = True
+            self._closing.set()
             for ranges in self._ranges.values():
                 ranges.clear()
             for job in [*self._demand, *self._planned]:
@@ -364,11 +371,8 @@ class Fetcher:
         error: BaseException = Unavailable("the chunk was not delivered", operation="fetch chunk")
         try:
             if missing:
-                try:
-                    self._source.fetch(missing, deliver)
-                finally:
-                    land()
-                self._hedge.took(time.monotonic() - job.started, size)
+                seconds = self._persist(job, missing, deliver, land)
+                self._hedge.took(seconds, size)
         except BootstreamError as caught:
             error = caught
             if prefetched:
@@ -389,3 +393,31 @@ class Fetcher:
                     job.started, missing[0], len(missing), size, prefetch=prefetched
                 )
         return size
+
+    def _persist(
+        self, job: Job, chunks: list[int], deliver: Deliver, land: Callable[[], None]
+    ) -> float:
+        """Fetch a job's chunks; what a reader waits for, again and again while there is hope.
+
+        Returns how many seconds the last request took.
+
+        A guest takes an error of its disk for the disk's end, and a store that is being
+        started again is back in some seconds.
+        """
+        until = job.started + self._patience
+        while True:
+            began = time.monotonic()
+            try:
+                try:
+                    self._source.fetch(chunks, deliver)
+                finally:
+                    land()
+                return time.monotonic() - began
+            except BootstreamError as error:
+                hope = error.transient and job.urgency is Urgency.DEMAND
+                if not hope or time.monotonic() >= until or self._closing.wait(_PAUSE_SECONDS):
+                    raise
+                _log.debug("to be fetched again: %s", error)
+            chunks = [chunk for chunk in chunks if chunk in self._flights]
+            if not chunks:
+                return time.monotonic() - began

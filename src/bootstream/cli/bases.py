@@ -87,7 +87,13 @@ class Bases:
         """Return an artifact's device, the same one each time."""
         key = (manifest.build_id, artifact)
         if key not in self._bases:
-            device = wiring.open_device(self.cli.storage, self.cache, manifest, artifact)
+            device = wiring.open_device(
+                self.cli.storage,
+                self.cache,
+                manifest,
+                artifact,
+                patience=self.cli.settings.read_patience,
+            )
             self.stack.enter_context(closing(device))
             keeper = TraceKeeper(
                 self.cli.storage,
