@@ -49,7 +49,7 @@ RestartSec=5s
 TimeoutStartSec=2min
 TimeoutStopSec={stop}
 KillSignal=SIGTERM
-KillMode=mixed
+KillMode={kill}
 LimitNOFILE=65536
 OOMScoreAdjust={oom}
 ProtectHome=yes
@@ -122,6 +122,8 @@ def render_unit(service: str, secrets: Sequence[str] = ()) -> str:
         secrets="".join(f"{line}\n" for line in lines),
         stop="70s" if manager else "130s",
         oom=0 if manager else -500,
+        # Builds are processes of their own, which the next start takes over.
+        kill="process" if manager else "mixed",
         own=_MANAGER if manager else _ORCHESTRATOR,
     )
 
