@@ -146,7 +146,7 @@ def test_story(fleet: Fleet) -> None:
     assert left(fleet.settings) == []
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.timeout(90)
 def test_killed_at_any_time(fleet: Fleet, seed: int) -> None:
     """Both are killed again and again during the story: it comes to its end all the same."""

@@ -228,4 +228,4 @@ def test_no_growth(service: ServiceProcess) -> None:
 @pytest.mark.timeout(90)
 def test_schemathesis(service: ServiceProcess, folder: Path) -> None:
     """Requests made from the description: no answer that is not described, and no 5xx."""
-    fuzz(service, folder, seconds=12)
+    fuzz(service, folder, seconds=8)
