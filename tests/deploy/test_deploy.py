@@ -7,12 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped] # no stubs of it here
 from tests.deploy.hosts import Host, bastion, make_key, make_wheel
 from tests.deploy.terraform import ROOT
 
@@ -403,3 +405,17 @@ def test_the_guides_script(tmp_path: Path) -> None:
     missing = run(OCI_NAMESPACE="")
     assert "OCI_NAMESPACE" in missing.stderr
     assert run(TEMPLATE_BUCKET_NAME='a"b').returncode == 2
+
+
+def test_containers() -> None:
+    """The extras that the image installs exist, and compose starts verbs with known variables."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    text = (ROOT / "containers" / "Containerfile").read_text("utf-8")
+    (extras,) = re.findall(r"/src\[([a-z,]+)\]", text)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    settings = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    services = yaml.safe_load((ROOT / "containers" / "compose.yaml").read_text("utf-8"))["services"]
+    assert set(services) == {"template-manager", "orchestrator"}
+    for name, service in services.items():
+        assert service["command"] == [name]
+        assert all(f"`{variable}`" in settings for variable in service["environment"])
