@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bootstream.chunks.index import Index
     from bootstream.config import Settings
     from bootstream.images.cache import BlobCache
+    from bootstream.images.credentials import BearerSource, CredentialSource
     from bootstream.images.image import Image
     from bootstream.images.reference import LayoutReference, RegistryReference
     from bootstream.images.transfer import Target, TransferSource
@@ -321,32 +322,68 @@ def open_image(
     ca_file: str | None = None,
     guard: Guard | None = None,
 ) -> Image:
-    """Return the container image that ``reference`` names; its layers come when fetched."""
-    from bootstream.images import resolve  # noqa: PLC0415 - see above
+    """Return the container image that ``reference`` names; its layers come when fetched.
 
-    return resolve(
-        reference,
-        cache=open_blob_cache(settings),
-        platform=platform,
-        plain_http=plain_http,
-        ca_file=ca_file,
-        auth_file=settings.registry_auth_file,
-        proxies=settings.proxies,
-        guard=guard,
-    )
+    At the registry that the settings name it signs in as that does, unless Docker's or
+    Podman's files have something for it; and so do the next two.
+    """
+    from bootstream.images import resolve  # noqa: PLC0415 - see above
+    from bootstream.images.reference import RegistryReference, parse_reference  # noqa: PLC0415
+
+    parsed = parse_reference(reference)
+    if isinstance(parsed, RegistryReference):
+        from bootstream.images.resolver import open_remote  # noqa: PLC0415 - see above
+
+        return open_remote(
+            parsed,
+            cache=open_blob_cache(settings),
+            credentials=_sign_in(settings, parsed),
+            platform=platform,
+            plain_http=plain_http,
+            ca_file=ca_file,
+            proxies=settings.proxies,
+            guard=guard,
+        )
+    return resolve(reference, cache=open_blob_cache(settings), platform=platform)
+
+
+def _sign_in(
+    settings: Settings, reference: RegistryReference, *, writing: bool = False
+) -> CredentialSource | BearerSource:
+    """Return what to sign in with at the registry that a reference names."""
+    from bootstream.images.credentials import open_keychain  # noqa: PLC0415 - see above
+    from bootstream.registry.hosts import may_be  # noqa: PLC0415
+
+    keychain = open_keychain(settings.registry_auth_file)
+    ours = settings.registry
+    if not may_be(ours.provider, reference.registry, endpoint=ours.endpoint):
+        return keychain  # nobody is asked in vain
+    if keychain.find(reference.registry, reference.repository) is not None:
+        return keychain
+    from bootstream.registry.remote import RemoteRegistry  # noqa: PLC0415 - see above
+
+    registry = get_artifacts_registry_provider(settings)
+    if not isinstance(registry, RemoteRegistry) or registry.host() != reference.registry:
+        return keychain
+    return registry.credentials(reference.repository, writing=writing)
 
 
 def open_image_source(
     settings: Settings, reference: str, *, plain_http: bool = False, ca_file: str | None = None
 ) -> TransferSource:
     """Return what ``reference`` names, all platforms of it, to be looked at or copied."""
-    from bootstream.images.credentials import open_keychain  # noqa: PLC0415 - see above
+    from bootstream.images.credentials import NoCredentials  # noqa: PLC0415 - see above
+    from bootstream.images.reference import RegistryReference, parse_reference  # noqa: PLC0415
     from bootstream.images.transfer import open_source  # noqa: PLC0415
 
+    parsed = parse_reference(reference)
+    credentials: CredentialSource | BearerSource = NoCredentials()
+    if isinstance(parsed, RegistryReference):
+        credentials = _sign_in(settings, parsed)
     return open_source(
-        reference,
+        parsed,
         scratch=open_blob_cache(settings).scratch,
-        credentials=open_keychain(settings.registry_auth_file),
+        credentials=credentials,
         plain_http=plain_http,
         ca_file=ca_file,
         proxies=settings.proxies,
@@ -361,8 +398,7 @@ def open_image_target(
     ca_file: str | None = None,
 ) -> Target:
     """Return the place that ``reference`` names, for an image to be copied to."""
-    from bootstream.images.credentials import open_keychain  # noqa: PLC0415 - see above
-    from bootstream.images.reference import LayoutReference  # noqa: PLC0415
+    from bootstream.images.reference import LayoutReference  # noqa: PLC0415 - see above
     from bootstream.images.transfer import LayoutTarget, RegistryTarget  # noqa: PLC0415
 
     if isinstance(reference, LayoutReference):
@@ -373,7 +409,7 @@ def open_image_target(
         reference,
         plain_http=plain_http,
         ca_file=ca_file,
-        credentials=open_keychain(settings.registry_auth_file),
+        credentials=_sign_in(settings, reference, writing=True),
         proxies=settings.proxies,
     )
     return RegistryTarget(client, reference.tag)

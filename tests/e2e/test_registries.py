@@ -113,6 +113,13 @@ def test_from_ocir_into_object_storage(oci: LocalOciServer, host: CommandLine) -
     assert filecmp.cmp(folder / "exported", folder / "copied", shallow=False)
     host.ok("verify", "py")
 
+    # By reference at the same registry it signs in as the instance, too, to read and to write.
+    reference = f"{place.removeprefix('docker://')}{image}"
+    host.ok("build", reference, "-t", "by-reference", "--free", "1M")
+    base = reference.replace(f"py-{image}", "base")
+    assert host.ok("image", "cp", reference, base) == digest
+    assert host.json("image", "show", base)["digest"] == digest
+
     # The image that two builds share stays with the other one.
     host.ok("image", "rm", f"py/{image}")
     assert host("image", "show", f"py/{image}").code == 3

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bootstream.errors import InvalidInput
 from bootstream.ids import is_build_id, is_template_id
+from bootstream.registry.hosts import may_be
 from bootstream.registry.names import ImageNames
 
 BUILD = "0b2f6a1e-6d2f-4c0f-9a57-3f6f0c3f7b10"
@@ -119,3 +120,24 @@ def test_a_template_that_looks_like_a_build_is_none() -> None:
     assert is_build_id(BUILD)
     assert names.parse("x", f"{BUILD}-{BUILD}") is None
     assert names.parse("x", f"a{BUILD}-{BUILD}") == (f"a{BUILD}", BUILD)
+
+
+@pytest.mark.parametrize(
+    ("provider", "host", "endpoint", "expected"),
+    [
+        ("OCI_OCIR", "iad.ocir.io", None, True),
+        ("OCI_OCIR", "ocir.us-langley-1.oci.oraclegovcloud.com", None, True),
+        ("OCI_OCIR", "ocir.io.example", None, False),
+        ("OCI_OCIR", "docker.io", None, False),
+        ("OCI_OCIR", "127.0.0.1:5000", "http://127.0.0.1:5000", True),
+        ("OCI_OCIR", "iad.ocir.io", "127.0.0.1:5000", False),
+        ("AWS_ECR", "123456789012.dkr.ecr.eu-west-1.amazonaws.com", None, True),
+        ("AWS_ECR", "public.ecr.aws", None, False),
+        ("GCP_ARTIFACTS", "europe-west4-docker.pkg.dev", None, True),
+        ("AZURE_ACR", "fleet.azurecr.io", None, True),
+        ("Local", "127.0.0.1:5000", None, False),
+    ],
+)
+def test_hosts_of_providers(provider: str, host: str, endpoint: str | None, expected: bool) -> None:
+    """Only where a host may be the settings' registry is anybody asked whether it is."""
+    assert may_be(provider, host, endpoint=endpoint) is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from bootstream.errors import InvalidInput
@@ -61,3 +62,25 @@ def _is_host(name: str) -> bool:
         return parse_name(f"{name}/any").registry == name
     except InvalidInput:
         return False
+
+
+_FORMS = {
+    "OCI_OCIR": re.compile(r"[a-z0-9-]+\.ocir\.io|ocir\.[a-z0-9-]+\.oci\.[a-z0-9.-]+"),
+    "AWS_ECR": re.compile(r"[0-9]+\.dkr\.ecr\.[a-z0-9.-]+"),
+    "GCP_ARTIFACTS": re.compile(r"[a-z0-9-]+-docker\.pkg\.dev"),
+    "AZURE_ACR": re.compile(r"[a-z0-9-]+\.azurecr\.[a-z0-9.]+"),
+}
+
+
+def may_be(provider: str, host: str, *, endpoint: str | None) -> bool:
+    """Tell by its form alone whether a host may be a provider's registry.
+
+    Args:
+        provider: as in ARTIFACTS_REGISTRY_PROVIDER.
+        host: HOST[:PORT].
+        endpoint: another host than the cloud's own, where one is set, with or without a scheme.
+    """
+    if endpoint is not None:
+        return endpoint.rpartition("://")[2] == host
+    form = _FORMS.get(provider)
+    return form is not None and form.fullmatch(host) is not None
