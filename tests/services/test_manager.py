@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +21,13 @@ from bootstream.errors import (
     Conflict,
     InvalidInput,
     PreconditionFailed,
+    StorageFull,
     TemplateNotFound,
 )
-from bootstream.services.files import wait_for_lock
+from bootstream.services import builds
+from bootstream.services.builds import Builds
+from bootstream.services.files import wait_for_lock, write_json
+from bootstream.services.models import BuildRequest
 from bootstream.storage.local import LocalStorageProvider
 from bootstream.testing.registry import DockerRegistry
 from bootstream.testing.services import ServiceProcess
@@ -279,3 +286,41 @@ def test_command_line_refuses_the_open(folder: Path) -> None:
     result = service.cli("template-manager", "--host", "0.0.0.0", "--port", "0", "--tokens", tokens)
     assert result.code == 2
     assert "BOOTSTREAM_TLS_CERT_FILE" in result.stderr
+
+
+def test_full_disk_does_not_end_the_queue(
+    folder: Path, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build whose state cannot be written fails, and the next one is made."""
+    (folder / "state").mkdir()
+    ended: dict[str, threading.Event] = defaultdict(threading.Event)
+    service = ServiceProcess("template-manager", folder, environment=variables(registry))
+    full = True
+
+    def write(path: Path, document: Mapping[str, Any], *, create_only: bool = False) -> None:
+        if full and path.name in ("attempts", "result.json"):
+            raise StorageFull("no space is left", operation="write", object=str(path))
+        write_json(path, document, create_only=create_only)
+
+    monkeypatch.setattr(builds, "write_json", write)
+    queue = Builds(
+        folder / "state",
+        at_once=1,
+        queue=9,
+        on_end=lambda job: ended[job.build_id].set(),
+        environ=service.cli.variables,
+    )
+    try:
+        request = BuildRequest.model_validate(
+            {"image": image(registry), "plain_http": True}
+        ).model_dump(mode="json")
+        ids = [str(uuid.uuid4()) for _ in range(2)]
+        first, _ = queue.accept("app", ids[0], request, known=True)
+        assert ended[ids[0]].wait(10)
+        assert (first.state, (first.result or {})["error"]["kind"]) == ("failed", "StorageFull")
+        full = False
+        second, _ = queue.accept("app", ids[1], request, known=True)
+        assert ended[ids[1]].wait(15)
+        assert second.state == "published"
+    finally:
+        queue.close()

@@ -212,8 +212,11 @@ class Builds:
 
     def note_webhook(self, job: Job, state: str) -> None:
         """Keep what became of the webhook."""
-        write_json(job.folder / WEBHOOK, {"state": state})
         job.webhook = state
+        try:
+            write_json(job.folder / WEBHOOK, {"state": state})
+        except BootstreamError as error:  # after the next start it is told once more
+            log.warning("the webhook of build %s: %s", job.build_id, error)
 
     def counts(self) -> dict[BuildState, int]:
         """Return how many builds are in each state."""
@@ -282,7 +285,7 @@ class Builds:
                 ending = job.ending
             try:
                 self._start(job, ending=ending)
-            except (OSError, BootstreamError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others are to run
                 self._cannot_start(job, error)
 
     def _next(self) -> Job | None:
@@ -328,14 +331,15 @@ class Builds:
         if cancelled:
             self._signal(job, process.pid, signal.SIGTERM)
 
-    def _cannot_start(self, job: Job, error: OSError | BootstreamError) -> None:
-        log.error("no worker for build %s: %s", job.build_id, error)
+    def _cannot_start(self, job: Job, error: Exception) -> None:
+        log.error("no worker for build %s", job.build_id, exc_info=error)
+        if isinstance(error, OSError):
+            error = state_error(error, job.folder)
+        if not isinstance(error, BootstreamError):
+            error = BootstreamError(f"unexpected {type(error).__name__}: {error}"[:500])
         with self._lock:
-            what = describe_error(
-                error if isinstance(error, BootstreamError) else state_error(error, job.folder)
-            )
             job.running = False
-            self._end(job, {"state": "failed", "error": what})
+            self._end(job, {"state": "failed", "error": describe_error(error)})
             self._lock.notify_all()
 
     def _watch(self, job: Job, process: subprocess.Popen[bytes] | None) -> None:
@@ -361,7 +365,7 @@ class Builds:
         log.warning("the worker of build %s died: %s", job.build_id, code)
         if job.ending:
             if job.attempts > 2 * MOSTATTEMPTS:
-                self._end(job, read_json(job.folder / worker.ENDING) or {"state": "cancelled"})
+                self._end(job, _ending_of(job))
             return  # another one removes what is left
         if job.attempts < MOSTATTEMPTS:
             return
@@ -373,11 +377,18 @@ class Builds:
             remedy="look for the kernel's out-of-memory killer; BOOTSTREAM_BUILDS bounds how "
             "many builds run at once",
         )
-        write_json(job.folder / worker.ENDING, {"state": "failed", "error": describe_error(error)})
+        ending = {"state": "failed", "error": describe_error(error)}
+        try:
+            write_json(job.folder / worker.ENDING, ending)
+        except BootstreamError:
+            self._end(job, ending)  # what it stored is left to collection
         job.ending = True
 
     def _end(self, job: Job, result: Mapping[str, Any], *, tell: bool = True) -> None:
-        write_json(job.folder / worker.RESULT, result)
+        try:
+            write_json(job.folder / worker.RESULT, result)
+        except BootstreamError as error:  # the next start will have it run again
+            log.error("the end of build %s could not be kept: %s", job.build_id, error)  # noqa: TRY400
         self._ended(job, result, tell=tell)
 
     def _ended(self, job: Job, result: Mapping[str, Any], *, tell: bool = True) -> None:
@@ -410,6 +421,13 @@ class Builds:
                 os.kill(pid, signum)
             except ProcessLookupError:
                 return
+
+
+def _ending_of(job: Job) -> dict[str, Any]:
+    try:
+        return read_json(job.folder / worker.ENDING) or {"state": "cancelled"}
+    except BootstreamError:
+        return {"state": "cancelled"}
 
 
 def _now() -> str:
