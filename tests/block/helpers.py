@@ -71,6 +71,11 @@ class WatchedReader:
         self.begun = threading.Semaphore(0)
         self.failure: BaseException | None = None
 
+    @property
+    def received(self) -> int:
+        """As the reader counts."""
+        return self.inner.received
+
     def plan(self, chunks: Iterable[int]) -> list[list[int]]:
         """Group, as the reader does."""
         return self.inner.plan(chunks)

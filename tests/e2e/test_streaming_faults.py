@@ -202,6 +202,27 @@ def test_storage_that_dies_and_comes_back(tmp_path: Path) -> None:
             assert (tmp_path / "copy").read_bytes() == IMAGE
 
 
+def test_counters_are_what_the_storage_saw(oci: LocalOciServer, cli: CommandLine) -> None:
+    """Requests and bytes of the statistics are those that the storage was asked for."""
+    stats = cli.folder / "stats"
+    seen = oci.faults.add("latency", seconds=0.0, **PACK)
+    with serving(cli, "vm", "--read-only", "--stats", stats) as served:
+        with connect(served.uri) as client:
+            for at in range(0, SIZE, 5 * CHUNK):  # pieces apart, then what is between them
+                client.read_views(at, CHUNK)
+        assert served.copy() == IMAGE
+    counters = json.loads(stats.read_text())["devices"][0]["counters"]
+    # Besides those who read: what is asked a second time by whoever is late.
+    assert counters["requests"] + counters["prefetches"] == oci.faults.hits(seen)
+    assert counters["fetched_bytes"] >= SIZE
+    assert counters["stored_bytes"] >= counters["fetched_bytes"], "it does not compress"
+    with serving(cli, "vm", "--read-only", "--stats", stats) as served:
+        assert served.copy() == IMAGE
+    counters = json.loads(stats.read_text())["devices"][0]["counters"]
+    assert (counters["requests"], counters["stored_bytes"], counters["waits"]) == (0, 0, 0)
+    assert counters["cache_hits"] == SIZE // CHUNK
+
+
 # -- the cache ----------------------------------------------------------------------------------
 
 

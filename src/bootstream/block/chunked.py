@@ -36,6 +36,11 @@ class ChunkSource(Source, Protocol):
         """Where the chunks are."""
         ...
 
+    @property
+    def received(self) -> int:
+        """How many stored bytes came from the store."""
+        ...
+
 
 class ChunkedDevice:
     """A read-only device over an index. Safe to use from several threads.
@@ -57,6 +62,7 @@ class ChunkedDevice:
         index = reader.index
         self.size = index.size
         self._index = index
+        self._reader = reader
         self._chunk_size = index.chunk_size
         self._shift = index.chunk_size.bit_length() - 1
         self._mask = index.chunk_size - 1
@@ -250,6 +256,11 @@ class ChunkedDevice:
     def index(self) -> Index:
         """Where its chunks are."""
         return self._index
+
+    @property
+    def received(self) -> int:
+        """How many stored bytes came since the device was opened, gaps and repeats with them."""
+        return self._reader.received
 
     @property
     def counters(self) -> Counters:

@@ -243,7 +243,7 @@ def _counters(device: ChunkedDevice) -> dict[str, float]:
         "fetched_bytes": counters.demanded_bytes + counters.prefetched_bytes,
         "demanded_bytes": counters.demanded_bytes,
         "prefetched_bytes": counters.prefetched_bytes,
-        "stored_bytes": _stored_bytes(origins, index),
+        "stored_bytes": device.received,
         "wasted_chunks": wasted.bit_count(),
         "wasted_bytes": _bytes(wasted, index),
         "requests": counters.requests,
@@ -269,13 +269,3 @@ def _bytes(chunks: int, index: Index) -> int:
     if chunks & 1:
         size -= index.chunk_size - index.chunk_length(index.chunk_count - 1)
     return size
-
-
-def _stored_bytes(origins: bytes, index: Index) -> int:
-    """Add up the frames of what came, each once."""
-    entries = {
-        index.positions[chunk] - 1
-        for chunk, origin in enumerate(origins)
-        if origin and index.positions[chunk]
-    }
-    return sum(index.lengths[entry] for entry in entries)

@@ -75,6 +75,13 @@ class ChunkReader:
         self._request_size = request_size
         self._gap = gap
         self._own = threading.local()
+        self._lock = threading.Lock()
+        self._received = 0
+
+    @property
+    def received(self) -> int:
+        """How many bytes the storage gave so far, also those that nobody could use."""
+        return self._received
 
     def plan(self, chunks: Iterable[int]) -> list[list[int]]:
         """Group chunks that are not zeros into those that ``fetch`` brings by one request."""
@@ -184,6 +191,8 @@ class ChunkReader:
     def _read(self, pack: Pack, offset: int, buffer: memoryview) -> memoryview:
         """Read a range; shorter where the object ends."""
         count = self._storage.open_object(pack.path).read_at(buffer, offset)
+        with self._lock:
+            self._received += count
         return buffer[:count]
 
     def _buffer(self, length: int) -> memoryview:
