@@ -107,3 +107,14 @@ def test_storage_that_ignores_conditions(tmp_path: Path) -> None:
     states = {step["name"]: step["state"] for step in json.loads(result.stdout)["steps"]}
     assert states["create only"] == "failed"
     assert (states["create"], states["read"], states["delete"]) == ("ok", "ok", "ok")
+
+
+def test_doctor(cloud: Cloud, tmp_path: Path) -> None:
+    """``doctor`` is content with a bucket of each cloud, its clock with it."""
+    cli = CommandLine(tmp_path, cloud.variables)
+    checks = ("clock", "principal", "region", "namespace", "storage")
+    only = [word for check in checks for word in ("--only", check)]
+    found = {f["name"]: f for f in cli.json("doctor", "--store", cloud.address, *only)["findings"]}
+    assert found["clock"]["state"] == "ok", found
+    assert found["storage.create-only"]["state"] == "ok", found
+    assert not [f for f in found.values() if f["state"] == "failed"]

@@ -6,12 +6,11 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from email.utils import format_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from bootstream.doctor.finding import Context, Finding, State
-from bootstream.errors import InvalidInput, NotFound
-from bootstream.wiring import open_provider
+from bootstream.errors import BootstreamError, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from bootstream.clouds.oci import Principal
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 _REFUSED = 300.0
 """Seconds that a clock may be off before signatures are refused: OCI's limit, and S3's is 900."""
 _DOUBTFUL = 30.0
+_CLOCK_SECONDS = 10.0
 _SET_CLOCK = "set the clock: timedatectl set-ntp true, or chronyc makestep"
 
 
@@ -29,11 +29,12 @@ def check_clock(context: Context) -> Iterator[Finding]:
     if settings.storage_provider == "Local":
         yield Finding("clock", State.UNUSED, "the store is on this host")
         return
-    before = time.time()
-    ask = _oci_clock if settings.storage_provider == "OCIBucket" else _provider_clock
-    theirs = ask(settings)
-    ours = (before + time.time()) / 2
-    offset = ours - theirs.timestamp()
+    try:
+        endpoint = _endpoint(settings)
+    except BootstreamError as error:
+        yield Finding("clock", State.SKIPPED, f"where to ask is not known: {error.message}")
+        return
+    offset = _offset(settings, endpoint)
     said = f"{abs(offset):.0f} seconds {'ahead of' if offset > 0 else 'behind'} the storage's"
     if abs(offset) > _REFUSED:
         yield Finding("clock", State.FAILED, f"{said}: signatures are refused", _SET_CLOCK)
@@ -43,26 +44,49 @@ def check_clock(context: Context) -> Iterator[Finding]:
         yield Finding("clock", State.OK, f"within {max(1.0, abs(offset)):.0f} s of the storage's")
 
 
-def _oci_clock(settings: Settings) -> datetime:
-    """Return the service's clock from an answer that needs no signature, as it needs the clock."""
-    from bootstream.clouds.oci import web  # noqa: PLC0415 - an extra
+def _offset(settings: Settings, endpoint: str) -> float:
+    """Return by how many seconds this host's clock is ahead of the storage's.
 
-    answer = web.request(
-        "GET",
-        f"{_oci_endpoint(settings)}/n",
-        headers={},
-        ca_file=None if settings.ca_file is None else str(settings.ca_file),
-        proxies=settings.proxies,
-        operation="ask the time",
-    )
-    offset = web.clock_offset(answer.headers.get("date"))
-    if offset is None:
-        raise NotFound("the answer does not say what time it is", operation="ask the time")
-    return datetime.fromtimestamp(time.time() - offset, UTC)
+    The answer to a request without a signature tells it, since a signature needs the clock.
+    """
+    from bootstream.images.transport import Transport  # noqa: PLC0415 - not for --help
+
+    ca_file = None if settings.ca_file is None else str(settings.ca_file)
+    transport = Transport(ca_file=ca_file, proxies=settings.proxies)
+    try:
+        before = time.time()
+        with transport.send(
+            "GET", f"{endpoint}/", headers={}, operation="ask the time", silence=_CLOCK_SECONDS
+        ) as answer:
+            date = answer.header("Date")
+            answer.drain()
+        ours = (before + time.time()) / 2
+    finally:
+        transport.close()
+    try:
+        theirs = parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError) as error:
+        raise NotFound(
+            "the answer does not say what time it is", operation="ask the time", object=endpoint
+        ) from error
+    return ours - theirs
 
 
-def _provider_clock(settings: Settings) -> datetime:
-    return open_provider(settings).details().now
+def _endpoint(settings: Settings) -> str:
+    """Return where the storage answers."""
+    match settings.storage_provider:
+        case "OCIBucket":
+            return _oci_endpoint(settings)
+        case "AWSBucket":
+            region = settings.aws.region or "us-east-1"
+            domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+            return settings.aws.endpoint_url or f"https://s3.{region}.{domain}"
+        case "GCPBucket":
+            return settings.gcp.endpoint_url or "https://storage.googleapis.com"
+    azure = settings.azure
+    if azure.endpoint_url is None and not azure.account:
+        raise InvalidInput("AZURE_STORAGE_ACCOUNT_NAME is not set", operation="find storage")
+    return azure.endpoint_url or f"https://{azure.account}.blob.core.windows.net"
 
 
 def check_principal(context: Context) -> Iterator[Finding]:
@@ -151,7 +175,27 @@ def _gcp_principal(settings: Settings) -> Iterator[Finding]:
                 "service account",
             )
     else:
-        yield Finding("principal", State.OK, "application default credentials, or the host's own")
+        yield _gcp_default()
+
+
+def _gcp_default() -> Finding:
+    try:
+        google = importlib.import_module("google.auth")  # an extra, without types
+    except ImportError:
+        return Finding("principal", State.UNUSED, "found by obstore; storage tells whether it is")
+    failed = importlib.import_module("google.auth.exceptions").DefaultCredentialsError
+    try:
+        credentials, _ = google.default()
+    except failed:
+        return Finding(
+            "principal",
+            State.FAILED,
+            "neither GOOGLE_APPLICATION_CREDENTIALS, nor gcloud, nor this host gives credentials",
+            "give the host a service account, set GOOGLE_APPLICATION_CREDENTIALS, or run "
+            "gcloud auth application-default login",
+        )
+    who = getattr(credentials, "service_account_email", None) or "application default credentials"
+    return Finding("principal", State.OK, str(who))
 
 
 def _azure_principal(settings: Settings) -> Iterator[Finding]:
@@ -160,7 +204,9 @@ def _azure_principal(settings: Settings) -> Iterator[Finding]:
         what = "the account's key" if azure.account_key else "a shared access signature"
         yield Finding("principal", State.OK, what)
     else:
-        yield Finding("principal", State.OK, "Azure's chain, down to the managed identity")
+        yield Finding(
+            "principal", State.UNUSED, "Azure's chain, down to the managed identity: see storage"
+        )
 
 
 def check_region(context: Context) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from bootstream.errors import (
     NotFound,
     PermissionDenied,
 )
+from bootstream.storage.objectstore_errors import NO_CREDENTIALS
 from bootstream.wiring import get_template_storage_provider, store_address
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class PermissionChecker:
             step.state, step.error = ("failed" if step.needed else "none"), error
         except BootstreamError as error:
             step.state, step.error = "failed", error
+            if error.message == NO_CREDENTIALS:
+                return  # no policy would help who is nobody
             if isinstance(error, PermissionDenied) or (
                 isinstance(error, NotFound) and self._settings.storage_provider == "OCIBucket"
             ):

@@ -49,6 +49,8 @@ _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AuthorizationPermissi
 _CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect"})
 
+NO_CREDENTIALS = "no credentials were found: nothing is configured, and this host gives out none"
+
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
@@ -164,8 +166,7 @@ def _judge(answer: Answer, remedies: Remedies) -> _Verdict:
     if answer.kind == "FileNotFoundError":
         return ObjectNotFound, "it does not exist", None, None
     if _no_credentials(answer):
-        what = "no credentials were found: nothing is configured, and this host gives out none"
-        return PermissionDenied, what, remedies.credentials, None
+        return PermissionDenied, NO_CREDENTIALS, remedies.credentials, None
     if answer.exists:
         return AlreadyExists, "it exists", None, None
     if answer.condition_failed:
