@@ -30,11 +30,14 @@ def test_lines_say_what_a_phase_was() -> None:
         progress.phase("check", None, "chunks")
         progress.advance("check", 7)
         progress.done("check")
+        progress.part("pull", "sha256:0123456789abcdef", 1 << 10, 1 << 20)
+        progress.part("pull", "sha256:0123456789abcdef", 1 << 20, 1 << 20)
         progress.log("and that")
         progress.done("never begun")
     assert [line.rpartition(" in ")[0] or line for line in said] == [
         "pull: 3.0 MiB",
         "check: 7 chunks",
+        "pull: 0123456789ab, 1.0 MiB",
         "and that",
     ]
 
@@ -76,6 +79,10 @@ with Bars(lambda: None) as bars:
     bars.phase("pull", 1000)
     bars.advance("pull", 400)
     bars.log("a [line] above")
+    bars.part("pull", "sha256:0123456789abcdef", 400, 900)
+    bars._bars.refresh()  # the picture of this moment, whatever the clock says
+    bars.part("pull", "sha256:0123456789abcdef", 900, 900)
+    bars.part("pull", "sha256:fedcba9876543210", 100, 100)
     bars.phase("pull", 2000)
     bars.advance("pull", 1600)
     bars.done("pull")
@@ -108,6 +115,9 @@ def test_bars_on_a_terminal() -> None:
     assert process.returncode == 0, shown
     assert out == b"result\n"
     assert b"pull" in shown
+    assert b"0123456789ab " in shown
+    assert b"400 B of 900 B" in shown
+    assert b"fedcba987654" not in shown
     assert b"a [line] above" in shown
 
 
