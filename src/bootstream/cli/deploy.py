@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from bootstream.deploy.bundle import Bundle
     from bootstream.deploy.remote import Outcome
     from bootstream.deploy.settings import FleetSettings
+    from bootstream.deploy.submit import NomadAccess
 
 
 @verb(
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="With mode nomad: write the jobs here, filled in.",
 )
+@click.option("--submit", is_flag=True, help="With mode nomad: submit the jobs to NOMAD_ADDR.")
 @json_option
 @pass_cli
 def deploy(
@@ -46,6 +50,7 @@ def deploy(
     check: bool,
     only: tuple[str, ...],
     jobs: Path | None,
+    submit: bool,
     as_json: bool,
 ) -> int:
     """Install and start the services on the hosts of a fleet.
@@ -64,20 +69,71 @@ def deploy(
             raise InvalidInput("it is not among the hosts", operation="deploy to", object=host)
     hosts = [host for host in fleet.hosts if not only or host in only]
     hosts.sort(key=lambda host: host == fleet.manager)  # its clients are ready before it
+    if (jobs is not None or submit) and fleet.mode != "nomad":
+        raise InvalidInput(
+            "there are jobs with mode nomad only", operation="use", object="--jobs, --submit"
+        )
+    if submit and (dry_run or check):
+        raise InvalidInput("it would change something", operation="use", object="--submit")
+    access = _nomad(cli) if submit else None
     if jobs is not None:
         _write_jobs(fleet, jobs)
     bundles = [make_bundle(fleet, host) for host in hosts]
     if dry_run:
         _print_plan(bundles, as_json=as_json)
         return 0
-    return _run(cli, fleet, bundles, "check" if check else "apply", as_json=as_json)
+    code, document = _run(cli, fleet, bundles, "check" if check else "apply", as_json=as_json)
+    if access is not None and code == 0:
+        document["jobs"] = _submit(cli, fleet, access, as_json=as_json)
+    if as_json:
+        emit_json(document)
+    return code
+
+
+def _nomad(cli: Cli) -> NomadAccess:
+    from bootstream.deploy.submit import NomadAccess  # noqa: PLC0415 - as above
+
+    address = (os.environ.get("NOMAD_ADDR") or "http://127.0.0.1:4646").rstrip("/")
+    if re.fullmatch(r"https?://[A-Za-z0-9._:\[\]-]+", address) is None:
+        raise InvalidInput(
+            "it is not the address of Nomad's API",
+            operation="read",
+            object="NOMAD_ADDR",
+            remedy="write https://HOST:4646",
+        )
+    return NomadAccess(
+        address,
+        token=os.environ.get("NOMAD_TOKEN") or None,
+        namespace=os.environ.get("NOMAD_NAMESPACE") or None,
+        region=os.environ.get("NOMAD_REGION") or None,
+        ca_file=os.environ.get("NOMAD_CACERT") or None,
+        proxies=cli.settings.proxies,
+    )
+
+
+def _submit(
+    cli: Cli, fleet: FleetSettings, access: NomadAccess, *, as_json: bool
+) -> dict[str, str]:
+    from bootstream.deploy.nomad import JOBS, fill_in, render_job  # noqa: PLC0415 - as above
+    from bootstream.deploy.submit import Nomad  # noqa: PLC0415
+
+    nomad = Nomad(access)
+    done = {}
+    try:
+        # What the manager dispatches to, and what serves its builds, is there before it.
+        for job in sorted(JOBS, key=lambda name: name == "template-manager"):
+            cli.interruption.check()
+            done[job] = nomad.submit(fill_in(render_job(job, fleet.cloud), fleet.values), job)
+            if not as_json:
+                click.echo(f"{job}: {done[job]}")
+    finally:
+        nomad.close()
+    return done
 
 
 def _write_jobs(fleet: FleetSettings, folder: Path) -> None:
     from bootstream.deploy.nomad import JOBS, fill_in, render_job  # noqa: PLC0415 - as above
 
-    if fleet.mode != "nomad":
-        raise InvalidInput("there are jobs with mode nomad only", operation="use", object="--jobs")
     folder.mkdir(parents=True, exist_ok=True)
     for job in JOBS:
         text = fill_in(render_job(job, fleet.cloud), fleet.values)
@@ -110,7 +166,7 @@ def _print_plan(bundles: list[Bundle], *, as_json: bool) -> None:
 
 def _run(
     cli: Cli, fleet: FleetSettings, bundles: list[Bundle], action: str, *, as_json: bool
-) -> int:
+) -> tuple[int, dict[str, object]]:
     from bootstream.deploy.remote import run_on  # noqa: PLC0415 - as above
 
     done: list[dict[str, object]] = []
@@ -141,11 +197,9 @@ def _run(
                 if action == "apply":
                     break  # the others keep what they have
     left = [bundle.host for bundle in bundles[len(done) :]]
-    if as_json:
-        emit_json({"hosts": done, "not_done": left})
-    elif left:
+    if left and not as_json:
         click.echo(f"not done: {', '.join(left)}")
-    return OTHER if failed else 0
+    return OTHER if failed else 0, {"hosts": done, "not_done": left}
 
 
 def _plain(bundle: Bundle, outcome: Outcome) -> dict[str, object]:
