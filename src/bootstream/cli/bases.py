@@ -22,7 +22,7 @@ from bootstream import wiring
 from bootstream.block.stats import MOST_EVENTS, snapshot
 from bootstream.cli.localfile import appearing
 from bootstream.cli.output import human_size, iso, say
-from bootstream.errors import BootstreamError
+from bootstream.errors import BootstreamError, BuildNotFound
 from bootstream.templates.leases import Lease
 from bootstream.templates.traces import TraceKeeper, TraceMode
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "bootstream/stats"
 VERSION = 1
-_LOOK_UPS = 16
+_LOOK_UPS = 32
 _CONTROL_EVENTS = 8_000
 """Of each kind in an answer of the control socket, whose lines have at most 1 MiB."""
 
@@ -72,14 +72,17 @@ class Bases:
     def look_up(self, refs: Sequence[str]) -> None:
         """Find out which builds many references name, side by side."""
         with ThreadPoolExecutor(min(_LOOK_UPS, len(refs))) as pool:
-            found = pool.map(self.cli.catalogue.resolve, refs)
-            self._found.update(zip(refs, (build.build_id for build in found), strict=True))
+            self._found.update(zip(refs, pool.map(self.cli.catalogue.build_of, refs), strict=True))
 
     def hold(self, ref: str) -> Manifest:
         """Take a lease, one a build; it is checked under the lease, so nothing was collected."""
-        build_id = self._found.get(ref) or self.cli.catalogue.resolve(ref).build_id
+        build_id = self._found.get(ref) or self.cli.catalogue.build_of(ref)
         if build_id not in self._held:
-            lease = Lease(self.cli.storage, build_id, self.cli.settings.node_id)
+            try:
+                lease = Lease(self.cli.storage, build_id, self.cli.settings.node_id)
+            except BuildNotFound:
+                self.cli.catalogue.resolve(ref)  # its error also says what the reference is
+                raise
             self._held[build_id] = self.stack.enter_context(lease).manifest
         return self._held[build_id]
 

@@ -105,6 +105,20 @@ class Catalogue:
         text = bytes(body).decode("ascii", "replace").strip()
         return Tag(text if is_build_id(text) else None, etag)
 
+    def build_of(self, reference: str) -> str:
+        """Return the id of the build that ``NAME[:TAG]`` or a build id means; it may be gone.
+
+        Raises:
+            TemplateNotFound: no such template or tag; the remedy lists what there is.
+        """
+        if is_build_id(reference):
+            return reference
+        name = TemplateName.parse(reference)
+        build_id = self.tag(name.template_id, name.tag_or_default).build_id
+        if build_id is None:
+            raise self._no_such_tag(name)
+        return build_id
+
     def resolve(self, reference: str) -> Manifest:
         """Return the published build that ``NAME[:TAG]`` or a build id means.
 
@@ -112,15 +126,13 @@ class Catalogue:
             TemplateNotFound: no such template or tag; the remedy lists what there is.
             BuildNotFound: the build, or the build that the tag names, is gone.
         """
-        if is_build_id(reference):
-            return read_published(self.storage, reference)[0]
-        name = TemplateName.parse(reference)
-        build_id = self.tag(name.template_id, name.tag_or_default).build_id
-        if build_id is None:
-            raise self._no_such_tag(name)
+        build_id = self.build_of(reference)
         try:
             return read_published(self.storage, build_id)[0]
         except BuildNotFound as error:
+            if is_build_id(reference):
+                raise
+            name = TemplateName.parse(reference)
             raise BuildNotFound(
                 f"the tag names build {build_id}, which is gone",
                 operation="open template",
