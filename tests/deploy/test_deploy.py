@@ -163,24 +163,45 @@ def test_scripts_are_clean() -> None:
     assert result.returncode == 0, result.stdout
 
 
+def verify(path: Path, text: str) -> list[str]:
+    """What systemd finds wrong in a unit."""
+    path.write_text(text)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [
+        line
+        for line in verified.stderr.splitlines()
+        if "is not executable" not in line and path.name in line  # it is not installed here
+    ]
+
+
 def test_units(tmp_path: Path) -> None:
     """The files are what is generated, and systemd finds no mistake in them."""
     write_units(tmp_path)
     for service in ("template-manager", "orchestrator"):
         name = unit_name(service)
-        assert (tmp_path / name).read_text() == (ROOT / "systemd" / name).read_text()
-        verified = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = [
-            line
-            for line in verified.stderr.splitlines()
-            if "is not executable" not in line and name in line  # it is not installed here
-        ]
-        assert said == []
+        text = (tmp_path / name).read_text()
+        assert text == (ROOT / "systemd" / name).read_text()
+        assert verify(tmp_path / name, text) == []
+        assert verify(tmp_path / name, text.replace("Restart=", "Restrat=")) != []
+
+
+def test_units_of_a_store_on_the_host(tmp_path: Path) -> None:
+    """A store in folders is root's, and the manager may write to it; systemd takes the unit."""
+    text = 'cloud = "local"\nhosts = ["10.0.0.5"]\n[values]\nlocal_template_path = "{}"\n'
+    text += 'local_registry_path = "/srv/images"\n'
+    bundle = make_bundle(load_fleet(write(tmp_path, text.format("/srv/templates"))), "10.0.0.5")
+    unit = bundle.contents["units/bootstream-template-manager.service"].decode()
+    assert "DynamicUser" not in unit
+    assert "ReadWritePaths=-/srv/templates\nReadWritePaths=-/srv/images\n" in unit
+    assert verify(tmp_path / "bootstream-template-manager.service", unit) == []
+    for wrong in ("templates", "/home/me/templates"):
+        with pytest.raises(InvalidInput):
+            load_fleet(write(tmp_path, text.format(wrong)))
 
 
 # -- hosts ----------------------------------------------------------------------------------------

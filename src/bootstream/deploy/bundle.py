@@ -64,9 +64,12 @@ def make_bundle(settings: FleetSettings, host: str) -> Bundle:
         if len(data) > _MAX_SECRET:
             raise InvalidInput("it is too large for a secret", operation="read", object=str(path))
         secrets[name] = data
+    folders = tuple(settings.values.values()) if settings.cloud == "local" else ()
     for service in services:
         contents[f"etc/{service}.env"] = environment_file(settings.variables_of(service))
-        contents[f"units/{unit_name(service)}"] = render_unit(service, sorted(secrets)).encode()
+        contents[f"units/{unit_name(service)}"] = render_unit(
+            service, sorted(secrets), folders
+        ).encode()
     if services:
         contents.update({f"etc/{name}": data for name, data in secrets.items()})
     if settings.nbd_devices:

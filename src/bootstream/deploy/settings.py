@@ -21,6 +21,7 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]{2,4
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,99}")
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_HIDDEN = ("/home/", "/root/", "/run/user/")
 _MODES = ("systemd", "nomad")
 _KEYS = {
     "": {
@@ -289,6 +290,12 @@ class _Reader:
             )
             if text is None:
                 raise _wrong(f"values.{key}", "it is missing", "terraform output job_values has it")
+            if cloud == "local" and (not text.startswith("/") or text.startswith(_HIDDEN)):
+                raise _wrong(
+                    f"values.{key}",
+                    f"{text} is no folder that a unit sees",
+                    f"an absolute path, not below {', '.join(_HIDDEN)}",
+                )
             found[key] = text
         return found
 

@@ -99,13 +99,14 @@ def unit_name(service: str) -> str:
     return f"bootstream-{service}.service"
 
 
-def render_unit(service: str, secrets: Sequence[str] = ()) -> str:
+def render_unit(service: str, secrets: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
     """Return a service's unit.
 
     Args:
         service: its name.
         secrets: names of files in the release's ``etc`` that it is given as credentials, of
             ``SECRET_FILES``.
+        folders: stores on this host, which are root's, and then so is the manager.
     """
     manager = service == "template-manager"
     lines = []
@@ -113,6 +114,11 @@ def render_unit(service: str, secrets: Sequence[str] = ()) -> str:
         lines.append(f"LoadCredential={file}:{CURRENT}/etc/{file}")
         where = f"/run/credentials/{unit_name(service)}/{file}"
         lines.append(f"Environment={SECRET_FILES[file]}={where}")
+    own = _MANAGER if manager else _ORCHESTRATOR
+    if folders:
+        own = own.replace("DynamicUser=yes\n", "")
+        own += "".join(f"ReadWritePaths=-{folder}\n" for folder in folders)
+        own += f"ExecStartPre=+/usr/bin/install -d -m 0700 {' '.join(folders)}\n"
     return _HEAD + _COMMON.format(
         name=service,
         description=_DESCRIPTIONS[service],
@@ -124,7 +130,7 @@ def render_unit(service: str, secrets: Sequence[str] = ()) -> str:
         oom=0 if manager else -500,
         # Builds are processes of their own, which the next start takes over.
         kill="process" if manager else "mixed",
-        own=_MANAGER if manager else _ORCHESTRATOR,
+        own=own,
     )
 
 
