@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped] # no stubs of it here
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.deploy.hosts import Host, bastion, make_key, make_wheel
 from tests.deploy.terraform import ROOT
 
 from bootstream.deploy.bundle import environment_file, make_bundle
 from bootstream.deploy.remote import command_line
-from bootstream.deploy.settings import load_fleet
+from bootstream.deploy.settings import _Reader, load_fleet
 from bootstream.deploy.units import main as write_units
 from bootstream.deploy.units import unit_name
-from bootstream.errors import InvalidInput, NotFound
+from bootstream.errors import BootstreamError, InvalidInput, NotFound
 from bootstream.testing.cli import CommandLine
 
 GOOD = """
@@ -88,6 +90,52 @@ def test_wrong_settings(old: str, new: str, key: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_fleet(write(tmp_path, GOOD.replace(old, new)))
     assert key in str(caught.value)
+
+
+_VALUES = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(-10, 10**6),
+        st.floats(allow_nan=False),
+        st.text(max_size=12),
+        st.sampled_from(["oci", "local", "nomad", "10.0.0.5", "~nobody-here/x", "a\x00b", "/srv"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_KEYS = ("cloud", "mode", "hosts", "manager", "package", "wheels", "python", "system_packages")
+_TABLES = ("ssh", "values", "environment", "secrets")
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*_KEYS, *_TABLES, "listen", "nbd_devices", "other"]), _VALUES, max_size=4
+    ),
+    table=st.sampled_from(_TABLES),
+    inner=st.dictionaries(
+        st.one_of(
+            st.text(max_size=8),
+            st.sampled_from(["user", "bastion", "identity", "tls.key", "A", "orchestrator"]),
+        ),
+        _VALUES,
+        max_size=3,
+    ),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_settings(
+    changes: dict[str, Any], table: str, inner: dict[str, Any], tmp_path_factory: Any
+) -> None:
+    """Whatever is in the file: settings from which hosts' releases are made, or one error."""
+    folder = tmp_path_factory.getbasetemp()
+    document = {**tomllib.loads(GOOD), table: inner, **changes}
+    try:
+        fleet = _Reader(document, folder).fleet()
+    except BootstreamError:
+        return
+    for host in fleet.hosts:
+        assert make_bundle(fleet, host).archive()
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

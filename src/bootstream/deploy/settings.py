@@ -233,9 +233,18 @@ class _Reader:
         text = self._text(table, key, where=where)
         if text is None:
             return None
-        path = self._folder / Path(text).expanduser()
-        if not path.exists():
-            raise NotFound("it is not there", operation="read settings", object=f"{where}: {path}")
+        try:
+            path = self._folder / Path(text).expanduser()
+            there = path.is_dir() if key == "wheels" else path.is_file()
+        except (RuntimeError, OSError, ValueError) as error:  # no such home; no such name
+            raise _wrong(where, f"{ascii(text)[:60]} is no path: {error}") from error
+        if not there:
+            kind = "folder" if key == "wheels" else "file"
+            raise NotFound(
+                f"there is no such {kind}",
+                operation="read settings",
+                object=f"{where}: {ascii(str(path))[:300]}",
+            )
         return path
 
     def _hosts(self) -> tuple[str, ...]:
