@@ -258,6 +258,21 @@ def test_a_cache_that_was_damaged(oci: LocalOciServer, cli: CommandLine) -> None
     assert oci.take_requests()["GetObject"] < 10, "all was in the cache, sound again"
 
 
+def test_an_index_is_fetched_once(oci: LocalOciServer, cli: CommandLine) -> None:
+    """The next server has it from the cache, unless it was damaged there."""
+    seen = oci.faults.add("latency", seconds=0.0, operation="GetObject", object="*.index")
+    for damaged in (False, False, True, False):
+        if damaged:
+            (path,) = (cli.folder / "cache").rglob("*.index")
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        before = oci.faults.hits(seen)
+        with serving(cli, "vm", "--read-only") as served, connect(served.uri) as client:
+            assert bytes(client.read_views(0, CHUNK)[0]) == IMAGE[:CHUNK]
+        assert oci.faults.hits(seen) - before == (damaged or not before)
+
+
 def test_a_cache_that_is_damaged_while_it_is_used(cli: CommandLine) -> None:
     """What a server has not used yet is checked when it does, also in a file that it has open."""
     with serving(cli, "vm", "--read-only") as served:
