@@ -24,7 +24,7 @@ from bootstream.errors import (
     StorageFull,
     TemplateNotFound,
 )
-from bootstream.services import builds
+from bootstream.services import builds as builds_module
 from bootstream.services.builds import Builds
 from bootstream.services.files import wait_for_lock, write_json
 from bootstream.services.models import BuildRequest
@@ -302,7 +302,7 @@ def test_full_disk_does_not_end_the_queue(
             raise StorageFull("no space is left", operation="write", object=str(path))
         write_json(path, document, create_only=create_only)
 
-    monkeypatch.setattr(builds, "write_json", write)
+    monkeypatch.setattr(builds_module, "write_json", write)
     queue = Builds(
         folder / "state",
         at_once=1,
@@ -324,3 +324,44 @@ def test_full_disk_does_not_end_the_queue(
         assert second.state == "published"
     finally:
         queue.close()
+
+
+def test_command_line(service: ServiceProcess, registry: DockerRegistry) -> None:
+    """``build``, ``ls`` and ``rm`` do by ``--server`` what they do by themselves."""
+    there = ("--server", service.url)
+    command = ("build", image(registry), "-t", "app:one", "--plain-http")
+    first = service.cli.ok(*command, *there)
+    assert service.cli.ok("cat", "app:one", "/etc/marker") == "hello"
+    second = service.cli.json("build", image(registry), "-t", "app", "--plain-http", *there)
+    assert second["parent"] == first
+    for template in ((), ("app",), ("none",)):
+        ours, theirs = (service.cli.json("ls", *template, *more) for more in ((), there))
+        for each in (*ours, *theirs):
+            each["created"] = each["created"].replace("+00:00", "Z")[:19]
+        assert ours == theirs
+    assert first in service.cli.ok("ls", *there)
+    assert service.cli("rm", "app", *there).code == 4
+    assert service.cli.ok("rm", "app:one", *there) == first
+    assert service.cli.ok("rm", second["build_id"], *there) == second["build_id"]
+    assert service.cli.json("ls") == []
+    assert service.cli(*command[:1], "oci:/x", "-t", "app", *there).code == 2
+    assert (
+        service.cli("build", image(registry, "none:1"), "-t", "x", "--plain-http", *there).code == 3
+    )
+    assert service.cli("ls", "--server", "http://127.0.0.1:1").code == 6
+
+
+def test_command_line_interrupted(slow: ServiceProcess, registry: DockerRegistry) -> None:
+    """Ctrl-C cancels the build where it is made."""
+    process = slow.cli.start(
+        *("build", image(registry, "big:1"), "-t", "app", "--plain-http", "--server", slow.url)
+    )
+    with process, TemplateManagerClient(slow.url) as client:
+        while not (builds := list(client.builds())):
+            pass
+        until_uploading(client, "app", builds[0].build_id)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert client.wait("app", builds[0].build_id).state == "cancelled"
+    assert objects(slow) == []

@@ -14,6 +14,7 @@ from bootstream import wiring
 from bootstream.cli.base import SIZE, json_option, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.output import emit_json, human_size, percent
+from bootstream.cli.remote import build_there, print_built, server_option
 from bootstream.errors import InvalidInput
 from bootstream.rootfs import Ext4Options, ExtraFile
 from bootstream.templates.build import BuildOptions, Published
@@ -112,6 +113,7 @@ def registry_options(function: Any) -> Any:
     type=click.Path(exists=True, dir_okay=False),
     help="Certificates to trust for the registry (PEM).",
 )
+@server_option
 @pass_cli
 def build(
     cli: Cli,
@@ -125,6 +127,7 @@ def build(
     as_json: bool,
     plain_http: bool,
     ca: str | None,
+    server: str | None,
     **options: Any,
 ) -> None:
     r"""Build a template from a container image.
@@ -145,6 +148,19 @@ def build(
     """
     target = TemplateName.parse(_name(name, image_template))
     wanted = build_options(options)
+    if server is not None:
+        if options["additions"] or ca is not None:
+            raise click.UsageError(
+                "--add and --ca are files of this host; --server cannot have them"
+            )
+        request = {key: value for key, value in options.items() if key != "additions"}
+        request |= {"image": reference, "platform": platform, "plain_http": plain_http}
+        if image_template is not None or image_build is not None:
+            template_id, image_id = _image_ids(reference, image_template, image_build)
+            request["registry"] = {"template_id": template_id, "build_id": image_id}
+        document = build_there(cli, server, target, build_id, request)
+        print_built(cli, document, as_json=as_json)
+        return
     with ExitStack() as stack, cli.job() as progress:
         if image_template is not None or image_build is not None:
             template_id, image_id = _image_ids(reference, image_template, image_build)

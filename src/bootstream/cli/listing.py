@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from bootstream.cli.base import REF, json_option, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.output import emit_json, human_size, iso, percent, short_time, table
+from bootstream.cli.remote import list_there, server_option
 
 if TYPE_CHECKING:
     from bootstream.templates.catalogue import ListedBuild
@@ -24,26 +26,30 @@ if TYPE_CHECKING:
     """,
 )
 @click.argument("template", required=False)
+@server_option
 @json_option
 @pass_cli
-def ls(cli: Cli, template: str | None, as_json: bool) -> None:
+def ls(cli: Cli, template: str | None, server: str | None, as_json: bool) -> None:
     """List templates and their builds.
 
     Oldest first; with TEMPLATE, only that one's. SIZE is what a reader sees, STORED
     what the build keeps of its own; the rest it shares with builds before it.
     """
-    builds = cli.catalogue.builds(template)
+    if server is not None:
+        builds = list_there(server, template)
+    else:
+        builds = [_summary(build) for build in cli.catalogue.builds(template)]
     if as_json:
-        emit_json([_summary(build) for build in builds])
+        emit_json(builds)
         return
     rows = [
         (
-            build.manifest.template_id,
-            ",".join(build.tags) or "-",
-            build.manifest.build_id,
-            short_time(build.manifest.created),
-            human_size(build.manifest.size),
-            human_size(build.manifest.stored_size),
+            build["template_id"],
+            ",".join(build["tags"]) or "-",
+            build["build_id"],
+            short_time(datetime.fromisoformat(build["created"])),
+            human_size(build["size"]),
+            human_size(build["stored_size"]),
         )
         for build in builds
     ]

@@ -7,6 +7,7 @@ import click
 from bootstream.cli.base import REF, json_option, verb
 from bootstream.cli.context import Cli, pass_cli
 from bootstream.cli.output import emit_json
+from bootstream.cli.remote import remove_there, server_option
 from bootstream.errors import InvalidInput
 from bootstream.templates.names import TemplateName, is_build_id
 
@@ -57,9 +58,12 @@ def tag(cli: Cli, ref: str, name: str, if_current: str | None) -> None:
 )
 @click.argument("refs", nargs=-1, required=True, type=REF)
 @click.option("--all", "everything", is_flag=True, help="A template with all its tags and builds.")
+@server_option
 @json_option
 @pass_cli
-def rm(cli: Cli, refs: tuple[str, ...], everything: bool, as_json: bool) -> None:
+def rm(
+    cli: Cli, refs: tuple[str, ...], everything: bool, server: str | None, as_json: bool
+) -> None:
     """Remove tags and builds.
 
     NAME:TAG drops the tag, and deletes its build if no tag is left on it. NAME deletes
@@ -69,7 +73,10 @@ def rm(cli: Cli, refs: tuple[str, ...], everything: bool, as_json: bool) -> None
     """
     deleted: list[str] = []
     for ref in refs:
-        gone = cli.catalogue.remove(ref, everything=everything)
+        if server is not None:
+            gone = remove_there(server, ref, everything=everything)
+        else:
+            gone = cli.catalogue.remove(ref, everything=everything)
         deleted.extend(gone)
         if not as_json:
             for build_id in gone:
