@@ -78,28 +78,36 @@ def layers(text: bytes) -> list[LayerBuilder]:
     return [below, above]
 
 
-def test_from_ocir_into_object_storage(oci: LocalOciServer, host: CommandLine) -> None:
-    """With an instance principal and the documented statements: built, served, the same bytes.
-
-    The image is pushed by another tool, as a user, and has two architectures: this host's is
-    taken. A build that is missing is an error, and nothing is stored.
-    """
-    image, twin, folder = str(uuid.uuid4()), str(uuid.uuid4()), host.folder
+def pushed_by_skopeo(oci: LocalOciServer, folder: Path, *builds: str) -> tuple[str, str]:
+    """Push an index of two architectures as a user; return its digest and where builds are."""
     digest = write_index(
         folder / "image",
         {"linux/amd64": layers(b"amd64"), "linux/arm64": layers(b"arm64")},
         tag="x",
         compression="zstd",
     )
-    place = f"docker://{oci.registry_host}/{oci.namespace}/{oci.repository}:py-"
-    user = f"{oci.registry_user}:{oci.registry_password}"
-    push(f"oci:{folder}/image:x", f"{place}{image}", user)
-    push(f"oci:{folder}/image:x", f"{place}{twin}", user)
+    place = f"{oci.registry_host}/{oci.namespace}/{oci.repository}"
+    for build in builds:
+        push(f"oci:{folder}/image:x", f"docker://{place}:py-{build}", credentials(oci))
+    return digest, place
 
+
+def credentials(oci: LocalOciServer) -> str:
+    return f"{oci.registry_user}:{oci.registry_password}"
+
+
+def test_from_ocir_into_object_storage(oci: LocalOciServer, host: CommandLine) -> None:
+    """With an instance principal and the documented statements: built, served, the same bytes.
+
+    The image is pushed by another tool, as a user, and has two architectures: this host's is
+    taken. A build that is missing is an error, and nothing is stored.
+    """
+    image, folder = str(uuid.uuid4()), host.folder
+    pushed_by_skopeo(oci, folder, image)
     missing = host("build", "--template", "py", "--build", str(uuid.uuid4()))
     assert missing.code == 3
     assert host.json("ls") == []
-    host.ok("build", "--template", "py", "--build", image)
+    host.ok("build", "--template", "py", "--build", image, "--free", "1M")
     assert host.ok("cat", "py:/etc/message") == Platform.host().architecture
     host.ok("export", "py", folder / "exported")
     serve = host.start("serve", "py", "--socket", str(folder / "s"))
@@ -112,30 +120,31 @@ def test_from_ocir_into_object_storage(oci: LocalOciServer, host: CommandLine) -
         serve.communicate(timeout=20)
     assert filecmp.cmp(folder / "exported", folder / "copied", shallow=False)
     host.ok("verify", "py")
+    host.ok("rm", "py", "--all")
+    host.ok("image", "rm", f"py/{image}")
 
-    # By reference at the same registry it signs in as the instance, too, to read and to write.
-    reference = f"{place.removeprefix('docker://')}{image}"
-    host.ok("build", reference, "-t", "by-reference", "--free", "1M")
-    base = reference.replace(f"py-{image}", "base")
-    assert host.ok("image", "cp", reference, base) == digest
-    assert host.json("image", "show", base)["digest"] == digest
 
-    # The image that two builds share stays with the other one.
+def test_references_to_the_registry(oci: LocalOciServer, host: CommandLine) -> None:
+    """By reference the instance signs in too, to read, to write, and to build from a base image."""
+    image = str(uuid.uuid4())
+    digest, place = pushed_by_skopeo(oci, host.folder, image)
+    assert host.ok("image", "cp", f"{place}:py-{image}", f"{place}:base") == digest
+    assert host.json("image", "show", f"{place}:base")["digest"] == digest
+    host.ok("build", f"{place}:base", "-t", "by-reference", "--free", "1M")
+    host.ok("image", "rm", f"py/{image}")
+
+
+def test_images_that_builds_share(oci: LocalOciServer, host: CommandLine) -> None:
+    """One of two builds goes, the other stays whole; who may only read deletes nothing."""
+    image, twin, folder = str(uuid.uuid4()), str(uuid.uuid4()), host.folder
+    digest, place = pushed_by_skopeo(oci, folder, image, twin)
     host.ok("image", "rm", f"py/{image}")
     assert host("image", "show", f"py/{image}").code == 3
-    pulled = host.ok("image", "pull", f"py/{twin}", "-o", f"oci:{folder}/pulled:x")
-    assert pulled == digest
+    assert host.ok("image", "pull", f"py/{twin}", "-o", f"oci:{folder}/pulled:x") == digest
     run(
-        "skopeo",
-        "copy",
-        "--all",
-        "--src-tls-verify=false",
-        f"--src-creds={user}",
-        f"{place}{twin}",
-        f"oci:{folder}/by-skopeo:x",
+        *("skopeo", "copy", "--all", "--src-tls-verify=false", f"--src-creds={credentials(oci)}"),
+        *(f"docker://{place}:py-{twin}", f"oci:{folder}/by-skopeo:x"),
     )
-
-    # Who may only read deletes nothing, and is told what would allow it.
     allow(oci, read_only=True)
     denied = host("image", "rm", f"py/{twin}")
     assert denied.code == 5
