@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.deploy.hosts import Host, bastion, make_key, make_wheel
 from tests.deploy.terraform import ROOT
+from tests.deploy.test_submit import serving_nomad
 
 from bootstream.deploy.bundle import environment_file, make_bundle
 from bootstream.deploy.remote import command_line
@@ -406,6 +407,27 @@ def test_upgrade_and_killed_in_the_middle(fleet: Fleet) -> None:
     assert fleet.health(1, 5008) == "2 fc-template"
     current = host.run("readlink /opt/bootstream/current").strip()
     assert current == f"releases/{bundle.release}"
+
+
+def test_over_to_nomad(fleet: Fleet) -> None:
+    """Units go, the program stays where the jobs look for it, and the jobs are submitted."""
+    host = fleet.hosts[1]
+    fleet.lines["mode"] = '"nomad"'
+    variables = {"NOMAD_TOKEN": "secret-token"}
+    try:
+        with serving_nomad() as nomad:
+            cli = CommandLine(fleet.folder, {**variables, "NOMAD_ADDR": nomad.address})
+            done = cli.json("deploy", fleet.settings, "--host", host.address, "--submit")
+            again = cli.json("deploy", fleet.settings, "--host", host.address, "--submit")
+    finally:
+        del fleet.lines["mode"]
+    assert done["hosts"][0]["result"] == "installed"
+    assert set(done["jobs"].values()) == {"submitted"}
+    assert again["hosts"][0]["result"] == "unchanged"
+    assert set(again["jobs"].values()) == {"unchanged"}
+    assert host.run("ls /etc/systemd/system/bootstream-* 2>/dev/null || true") == ""
+    assert host.run("pgrep -f '[b]ootstream orchestrator' || true") == ""
+    assert host.run("test -x /opt/bootstream/bin/bootstream && echo there") == "there\n"
 
 
 def test_hosts_that_are_not_reached(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,24 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
 
-@pytest.fixture
-def server() -> Iterator[FakeNomad]:
+@contextmanager
+def serving_nomad() -> Iterator[FakeNomad]:
+    """Run a server while the context lasts."""
     server = FakeNomad()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeNomad]:
+    with serving_nomad() as server:
+        yield server
 
 
 @pytest.fixture
