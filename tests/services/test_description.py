@@ -113,3 +113,14 @@ def test_addresses(address: str, good: bool) -> None:
     policy.check_address("10.0.0.1", 5000, "10.0.0.1")
     with pytest.raises(InvalidInput):
         policy.check_address("10.0.0.1", 5001, "10.0.0.1")
+
+
+def test_plain_http() -> None:
+    """Plain http is for hosts that are allowed by name; https for public ones."""
+    policy = AddressPolicy(frozenset({"registry.internal:5000"}))
+    policy.check_image("ghcr.io/a/b:1", plain_http=False)
+    policy.check_image("debian:12", plain_http=False)
+    policy.check_image("registry.internal:5000/a:1", plain_http=True)
+    for reference in ("ghcr.io/a/b:1", "registry.internal:5001/a:1"):
+        with pytest.raises(InvalidInput):
+            policy.check_image(reference, plain_http=True)

@@ -56,14 +56,14 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("Tidy", "tidy", "prune", "Remove all but some builds of a template."),
     "gc": Verb("Tidy", "tidy", "gc", "Reclaim what nobody reads any more."),
     "du": Verb("Tidy", "tidy", "du", "Show own and shared bytes of builds."),
-    "image": Verb("Other", "image", "image", "List, push, pull and copy container images."),
     "template-manager": Verb(
-        "Serve", "services", "template_manager", "Run the service that makes templates."
+        "Services", "services", "template_manager", "Run the service that makes templates."
     ),
     "orchestrator": Verb(
-        "Serve", "services", "orchestrator", "Run the service that serves sandboxes."
+        "Services", "services", "orchestrator", "Run the service that serves sandboxes."
     ),
-    "token": Verb("Serve", "services", "service_token", "Make a token for a client."),
+    "token": Verb("Services", "services", "service_token", "Make a token for a client."),
+    "image": Verb("Other", "image", "image", "List, push, pull and copy container images."),
     "storage": Verb("Other", "storage", "storage", "List, copy, check and measure the bucket."),
     "doctor": Verb("Other", "doctor", "doctor", "Check what this host needs; say what mends it."),
     "deploy": Verb(

@@ -49,7 +49,7 @@ class AddressPolicy:
         if not is_public(ipaddress.ip_address(address.partition("%")[0])):
             raise _refused(host)
 
-    def check_image(self, reference: str) -> None:
+    def check_image(self, reference: str, *, plain_http: bool) -> None:
         """Refuse what is not an image of a registry that may be asked. Raises InvalidInput."""
         parsed = parse_reference(reference)
         if not isinstance(parsed, RegistryReference):
@@ -59,7 +59,16 @@ class AddressPolicy:
                 object=reference[:200],
                 remedy="write HOST/REPOSITORY[:TAG][@DIGEST]",
             )
-        self._check_authority(parsed.registry)
+        parts = urlsplit(f"//{parsed.registry}")
+        host = parts.hostname or parsed.registry
+        if plain_http and not self._is_allowed(host, parts.port):
+            raise InvalidInput(
+                "http is spoken to hosts that are allowed by name only",
+                operation="read image reference",
+                object=host,
+                remedy="whoever runs the service can allow it: BOOTSTREAM_ALLOWED_HOSTS",
+            )
+        self.check_name(host, parts.port)
 
     def check_webhook(self, url: str) -> None:
         """Refuse what is not an https URL of a host that may be told. Raises InvalidInput."""
@@ -79,10 +88,6 @@ class AddressPolicy:
                 object=host,
             )
         self.check_name(host, port)
-
-    def _check_authority(self, authority: str) -> None:
-        parts = urlsplit(f"//{authority}")
-        self.check_name(parts.hostname or authority, parts.port)
 
     def _is_allowed(self, host: str, port: int | None) -> bool:
         name = host.lower().rstrip(".")

@@ -86,7 +86,7 @@ class Manager:
     def start(self, template_id: str, body: BuildRequest) -> Job:
         """Accept a build, or find the one that the same request made before."""
         if body.image is not None:
-            self._policy.check_image(body.image)
+            self._policy.check_image(body.image, plain_http=body.plain_http)
         if body.webhook is not None:
             if self._webhooks is None:
                 raise InvalidInput(

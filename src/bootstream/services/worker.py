@@ -219,7 +219,7 @@ class Worker:
                 source["template_id"], source["build_id"], request["platform"]
             )
         policy = AddressPolicy(self._service.allowed_hosts)
-        policy.check_image(request["image"])
+        policy.check_image(request["image"], plain_http=request["plain_http"])
         return wiring.open_image(
             self._settings,
             request["image"],
