@@ -177,8 +177,8 @@ def test_lease_holds(service: ServiceProcess) -> None:
         assert read(sandbox, 2 << 20) == CONTENT[2 << 20 : (2 << 20) + 4096]
 
 
-def test_store_away_at_the_start(service: ServiceProcess) -> None:
-    """A sandbox whose store is away comes back with it, and says why it is not there."""
+def test_build_gone_at_the_start(service: ServiceProcess) -> None:
+    """A sandbox whose build is not there has failed and says so; a later start tries again."""
     with OrchestratorClient(service.url) as client:
         client.create("disk", sandbox_id="one")
         service.kill()
