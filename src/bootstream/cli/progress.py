@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from bootstream.cli.output import human_size
 
@@ -48,7 +48,7 @@ class Silent:
     def log(self, message: str) -> None:
         """Say one line."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -132,7 +132,7 @@ class Bars(Silent):
             redirect_stderr=False,
         )
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

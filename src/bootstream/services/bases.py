@@ -49,12 +49,16 @@ class BaseTable:
         storage: the store.
         cache: of chunks.
         node_id: of leases.
+        patience: seconds that a read waits for a store that has trouble.
     """
 
-    def __init__(self, storage: StorageProvider, cache: NodeCache, node_id: str) -> None:
+    def __init__(
+        self, storage: StorageProvider, cache: NodeCache, node_id: str, *, patience: float
+    ) -> None:
         self._storage = storage
         self._cache = cache
         self._node_id = node_id
+        self._patience = patience
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._bases: dict[str, Base] = {}
@@ -85,7 +89,9 @@ class BaseTable:
     def _open(self, build_id: str) -> Base:
         with ExitStack() as stack:
             lease = stack.enter_context(Lease(self._storage, build_id, self._node_id))
-            device = wiring.open_device(self._storage, self._cache, lease.manifest, ROOTFS)
+            device = wiring.open_device(
+                self._storage, self._cache, lease.manifest, ROOTFS, patience=self._patience
+            )
             stack.enter_context(closing(device))
             keeper = TraceKeeper(
                 self._storage,

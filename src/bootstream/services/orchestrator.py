@@ -43,7 +43,9 @@ class Orchestrator:
         catalogue = Catalogue(storage)
         self._stopping = False
         self._cache = wiring.open_node_cache(settings)
-        self._bases = BaseTable(storage, self._cache, settings.node_id)
+        self._bases = BaseTable(
+            storage, self._cache, settings.node_id, patience=settings.read_patience
+        )
         try:
             self.sandboxes = Sandboxes(
                 settings, service.state, storage, self._bases, most=service.sandboxes
