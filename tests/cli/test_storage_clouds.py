@@ -105,7 +105,7 @@ def test_storage_that_ignores_conditions(tmp_path: Path) -> None:
         result = cli("storage", "check", "--json", "--store", "s3://bucket")
     assert result.code != 0
     states = {step["name"]: step["state"] for step in json.loads(result.stdout)["steps"]}
-    assert states["create only"] == "failed"
+    assert states["create only"] == "failed", result.stdout
     assert (states["create"], states["read"], states["delete"]) == ("ok", "ok", "ok")
 
 

@@ -5,9 +5,9 @@ Each module has one kind of stack, and says why its order is what it is.
 
 from __future__ import annotations
 
-from bootstream.wiring.devices import open_device, open_node_cache, open_overlay
+from bootstream.wiring.caches import open_blob_cache, open_node_cache
+from bootstream.wiring.devices import open_device, open_overlay
 from bootstream.wiring.images import (
-    open_blob_cache,
     open_builder,
     open_image,
     open_image_source,

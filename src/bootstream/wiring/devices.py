@@ -31,13 +31,6 @@ _INDEXES = 256 << 20
 # Imports are inside: a command pays only for the layers it uses.
 
 
-def open_node_cache(settings: Settings) -> NodeCache:
-    """Return the cache of decoded chunks that all exports of this host share."""
-    from bootstream.block.cache import NodeCache  # noqa: PLC0415 - see above
-
-    return NodeCache(settings.cache_dir / "node", limit=settings.cache_size)
-
-
 def open_device(
     storage: StorageProvider,
     cache: NodeCache | None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bootstream.wiring.caches import open_blob_cache
 from bootstream.wiring.registries import get_artifacts_registry_provider
 
 if TYPE_CHECKING:
     from bootstream.config import Settings
-    from bootstream.images.cache import BlobCache
     from bootstream.images.credentials import BearerSource, CredentialSource
     from bootstream.images.image import Image
     from bootstream.images.reference import LayoutReference, RegistryReference
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from bootstream.templates.build import TemplateBuilder
 
 # Imports are inside: a command pays only for the layers it uses.
-
-
-def open_blob_cache(settings: Settings) -> BlobCache:
-    """Return the cache of image layers."""
-    from bootstream.images.cache import BlobCache  # noqa: PLC0415 - see above
-
-    return BlobCache(settings.cache_dir / "blobs")
 
 
 def open_image(

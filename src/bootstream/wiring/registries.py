@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bootstream.errors import InvalidInput
-from bootstream.wiring.images import open_blob_cache
+from bootstream.wiring.caches import open_blob_cache
 
 if TYPE_CHECKING:
     from bootstream.config import Settings
