@@ -104,8 +104,11 @@ def test_storage_that_ignores_conditions(tmp_path: Path) -> None:
         cli = CommandLine(tmp_path, s3_variables(server))
         result = cli("storage", "check", "--json", "--store", "s3://bucket")
     assert result.code != 0
-    states = {step["name"]: step["state"] for step in json.loads(result.stdout)["steps"]}
-    assert states["create only"] == "failed", result.stdout
+    steps = {step["name"]: step for step in json.loads(result.stdout)["steps"]}
+    states = {name: step["state"] for name, step in steps.items()}
+    assert states["overwrite"] == "failed"
+    assert "ignores the conditions" in steps["overwrite"]["error"]
+    assert states["create only"] == "skipped"
     assert (states["create"], states["read"], states["delete"]) == ("ok", "ok", "ok")
 
 
