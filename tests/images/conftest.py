@@ -9,7 +9,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,12 +86,12 @@ class ProxyHandler(BaseHTTPRequestHandler):
             sent, kept["Content-Length"] = body, str(len(body))
         # Behind this proxy the registry calls itself by the proxy's name, as it would for real.
         kept["Host"] = self.headers["Host"]
-        connection.request(self.command, self.path, body=sent, headers=kept)
-        answer = connection.getresponse()
-        received = answer.read()
+        with closing(connection):  # the registry may hang up first
+            connection.request(self.command, self.path, body=sent, headers=kept)
+            answer = connection.getresponse()
+            received = answer.read()
         if change is not None:
             received = change(received)
-        connection.close()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name == "Location" and self.location_host:
@@ -115,9 +115,9 @@ class ProxyHandler(BaseHTTPRequestHandler):
         """Pass it on, and keep the answer."""
         connection = http.client.HTTPConnection(self.upstream, timeout=20)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        connection.request(self.command, self.path, body=body, headers=dict(self.headers))
-        connection.getresponse().read()
-        connection.close()
+        with closing(connection):
+            connection.request(self.command, self.path, body=body, headers=dict(self.headers))
+            connection.getresponse().read()
 
     def cut(self, size: int) -> None:
         """Pass on what is sent up to ``size`` bytes of it, then break both connections."""
