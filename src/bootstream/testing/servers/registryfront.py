@@ -12,6 +12,7 @@ import http.client
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -216,11 +217,11 @@ class RegistryFront:
     def delete_manifest(self, repository: str, digest: str) -> int:
         """Delete a manifest from docker-registry; return the status."""
         connection = http.client.HTTPConnection(self.upstream, timeout=20)
-        connection.request("DELETE", f"/v2/{repository}/manifests/{digest}")
-        answer = connection.getresponse()
-        answer.read()
-        connection.close()
-        return answer.status
+        with closing(connection):
+            connection.request("DELETE", f"/v2/{repository}/manifests/{digest}")
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
 
     def forward(self, request: Request, target: str) -> Reply:
         """Have docker-registry answer."""
@@ -230,16 +231,16 @@ class RegistryFront:
             for name, value in request.headers.items()
             if name.lower() not in ("content-length", "transfer-encoding", *self.kept_back)
         }
-        connection.request(request.method, target, body=request.body or None, headers=kept)
-        answer = connection.getresponse()
-        data = answer.read()
-        headers = {
-            name: value
-            for name, value in answer.getheaders()
-            if name.lower() not in ("date", "connection", "transfer-encoding")
-        }
-        connection.close()
-        return answer.status, headers, data
+        with closing(connection):
+            connection.request(request.method, target, body=request.body or None, headers=kept)
+            answer = connection.getresponse()
+            data = answer.read()
+            headers = {
+                name: value
+                for name, value in answer.getheaders()
+                if name.lower() not in ("date", "connection", "transfer-encoding")
+            }
+            return answer.status, headers, data
 
     kept_back: tuple[str, ...] = ("authorization",)
     """Headers that docker-registry does not see."""
