@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from bootstream.images.cache import BlobCache
 from bootstream.images.credentials import NoCredentials
 from bootstream.images.manifest import MAX_MANIFEST
 from bootstream.images.platform import Platform
+from bootstream.images.reference import parse_reference
 from bootstream.images.resolver import resolve
 from bootstream.images.transfer import (
     LayoutTarget,
     RegistryTarget,
     TransferSource,
     copy,
+    image_of,
     open_source,
     registry_source,
 )
@@ -439,3 +442,23 @@ def test_certificates_of_a_host(tmp_path: Path) -> None:
             with pytest.raises(InvalidInput, match="certificates"):
                 Transport(certificate_folders=folders).send("GET", url, headers={}, operation="ask")
             (own / "ca.crt").write_bytes(server.ca_file.read_bytes())
+
+
+def test_an_image_to_look_at_checks_its_layers(layout: Path, tmp_path: Path) -> None:
+    """What is shown without being copied can be fetched: each blob is read where it lies."""
+    source = open_source(
+        parse_reference(f"oci:{layout}:x"), scratch=Path.cwd, credentials=NoCredentials()
+    )
+    image = image_of(source)
+    image.fetch(NO_PROGRESS)
+    blob = layout / "blobs" / image.layers[0].digest.replace(":", "/")
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = tmp_path / "damaged"
+    shutil.copytree(layout, damaged)
+    (damaged / "blobs" / image.layers[0].digest.replace(":", "/")).write_bytes(data)
+    source = open_source(
+        parse_reference(f"oci:{damaged}:x"), scratch=Path.cwd, credentials=NoCredentials()
+    )
+    with pytest.raises(Corrupt):
+        image_of(source).fetch(NO_PROGRESS)

@@ -6,12 +6,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from urllib3.exceptions import HTTPError
 
-from bootstream.client.transport import Connection
+from bootstream.client.transport import ServiceClient
 from bootstream.errors import BootstreamError, Corrupt, Unavailable
 
 FINAL = frozenset({"published", "failed", "cancelled", "deleted"})
@@ -58,40 +57,8 @@ class Template:
     builds: tuple[Mapping[str, Any], ...]
 
 
-class TemplateManagerClient:
-    """Asks a template-manager. Thread safe; a context manager.
-
-    Args:
-        url: of the service, such as ``https://manager.example:5009``.
-        token: that it knows; None where it wants none.
-        ca_file: certificates (PEM) to trust in the place of the system's.
-        silence: seconds to wait for an answer to begin, and to go on.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        ca_file: str | None = None,
-        silence: float = 60.0,
-    ) -> None:
-        self._connection = Connection(url, token=token, ca_file=ca_file, silence=silence)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close idle connections."""
-        self._connection.close()
+class TemplateManagerClient(ServiceClient):
+    """Asks a template-manager. Thread safe; a context manager."""
 
     # -- builds ---------------------------------------------------------------------------
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from bootstream.client.transport import Connection
+from bootstream.client.transport import ServiceClient
 
 _COMMIT_SECONDS = 3600.0
 
@@ -34,40 +33,8 @@ class MadeBuild:
     tag_error: str | None
 
 
-class OrchestratorClient:
-    """Asks an orchestrator. Thread safe; a context manager.
-
-    Args:
-        url: of the service, such as ``https://host.example:5008``.
-        token: that it knows; None where it wants none.
-        ca_file: certificates (PEM) to trust in the place of the system's.
-        silence: seconds to wait for an answer to begin, and to go on.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        ca_file: str | None = None,
-        silence: float = 60.0,
-    ) -> None:
-        self._connection = Connection(url, token=token, ca_file=ca_file, silence=silence)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close idle connections."""
-        self._connection.close()
+class OrchestratorClient(ServiceClient):
+    """Asks an orchestrator. Thread safe; a context manager."""
 
     def create(
         self,

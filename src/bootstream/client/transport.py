@@ -7,7 +7,8 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import urllib3
@@ -161,3 +162,39 @@ def _problem(answer: urllib3.BaseHTTPResponse) -> BootstreamError:
         **texts,
     )
     return error
+
+
+class ServiceClient:
+    """What asks one of the services. Thread safe; a context manager.
+
+    Args:
+        url: of the service, such as ``https://host.example:5009``.
+        token: that it knows; None where it wants none.
+        ca_file: certificates (PEM) to trust in the place of the system's.
+        silence: seconds to wait for an answer to begin, and to go on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        silence: float = 60.0,
+    ) -> None:
+        self._connection = Connection(url, token=token, ca_file=ca_file, silence=silence)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._connection.close()
